@@ -1,0 +1,209 @@
+"""The one door to processes: argv lists, a clean environment, a deadline, whole groups killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from invirtibuilder.errors import Blame, Exit, Fault
+
+CLEAN = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+    "HOME": "/nonexistent",
+}
+"""What every child gets; everything else is added by name."""
+
+GRACE = 5.0
+"""Seconds between TERM and KILL."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What a process left behind."""
+
+    argv: tuple[str, ...]
+    code: int
+    out: bytes
+    err: bytes
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """Standard output as text, final newline removed."""
+        return self.out.decode("utf-8", "replace").rstrip("\n")
+
+
+class ProcessFault(Fault):
+    """A process failed; the message has the line to repeat it and the end of its output."""
+
+    exit = Exit.MACHINE
+    blame = Blame.MACHINE
+    code = "process"
+
+    def __init__(self, done: Done, why: str = "") -> None:
+        tail = (done.err or done.out).decode("utf-8", "replace").strip()[-2000:]
+        super().__init__(f"{why or f'exit code {done.code}'}: {quoted(done.argv)}\n{tail}".rstrip())
+        self.done = done
+
+
+def quoted(argv: Sequence[str]) -> str:
+    """The command as a line for a shell."""
+    return shlex.join(argv)
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """A child's environment: built up from CLEAN, never copied down."""
+    return {**CLEAN, **(extra or {})}
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout: float = 600,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | str = "/",
+    stdin: bytes | IO[bytes] | int | None = None,
+    stdout: IO[bytes] | int | None = None,
+    stderr: IO[bytes] | int | None = None,
+    check: bool = True,
+    pass_fds: Sequence[int] = (),
+    file_limit: int | None = None,
+    output_limit: int = 64 << 20,
+    log: Callable[[str], None] | None = None,
+) -> Done:
+    """Run a command to its end, in a session of its own, and sweep its group afterwards.
+
+    `timeout` is in seconds; when it is over the whole group gets TERM, then KILL. `file_limit`
+    (bytes) is RLIMIT_FSIZE. Standard input is empty unless given; output is captured unless sent
+    elsewhere, and captured output over `output_limit` bytes is an error. Raises ProcessFault for
+    a time-out, a command that cannot be started, and, with `check`, an exit code other than 0.
+    """
+    args = tuple(str(a) for a in argv)
+    if log:
+        log("+ " + quoted(args))
+    started = time.monotonic()
+    data = stdin if isinstance(stdin, bytes) else None
+    with started_group(
+        args,
+        env=env,
+        cwd=cwd,
+        stdin=subprocess.PIPE if data is not None else (stdin or subprocess.DEVNULL),  # type: ignore[arg-type]
+        stdout=stdout if stdout is not None else subprocess.PIPE,
+        stderr=stderr if stderr is not None else subprocess.PIPE,
+        pass_fds=pass_fds,
+        file_limit=file_limit,
+    ) as process:
+        try:
+            out, err = process.communicate(data, timeout=timeout)
+            why = ""
+        except subprocess.TimeoutExpired:
+            kill_group(process)
+            out, err = process.communicate()
+            why = f"no end after {timeout:g} s"
+    done = Done(
+        argv=args,
+        code=process.returncode,
+        out=out or b"",
+        err=err or b"",
+        seconds=time.monotonic() - started,
+    )
+    if not why and max(len(done.out), len(done.err)) > output_limit:
+        why = f"more than {output_limit} bytes of output"
+    if why or (check and done.code != 0):
+        raise ProcessFault(done, why)
+    return done
+
+
+@contextlib.contextmanager
+def started_group(
+    args: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | str = "/",
+    stdin: IO[bytes] | int = subprocess.DEVNULL,
+    stdout: IO[bytes] | int = subprocess.DEVNULL,
+    stderr: IO[bytes] | int = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+    file_limit: int | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A running process in a session of its own; its whole group is killed on leaving."""
+
+    def limits() -> None:
+        # A child that inherits a blocked or ignored signal is a child that cannot be ended.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.umask(0o022)
+        if file_limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
+    argv = list(args)
+    try:
+        process = subprocess.Popen(
+            argv,
+            env=environment(env),
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=tuple(pass_fds),
+            start_new_session=True,
+            preexec_fn=limits,
+        )
+    except OSError as error:
+        done = Done(argv=tuple(argv), code=127, out=b"", err=str(error).encode(), seconds=0)
+        raise ProcessFault(done, "cannot be started") from error
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            kill_group(process)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe:
+                pipe.close()
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """TERM to the whole group, GRACE seconds, KILL."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def detach(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    stdin: int,
+    stdout: int,
+    stderr: int,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a process that is meant to outlive us, in a session of its own."""
+    return subprocess.Popen(
+        [str(a) for a in argv],
+        env=environment(env),
+        cwd="/",
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=tuple(pass_fds),
+        start_new_session=True,
+    )
