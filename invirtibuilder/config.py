@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from invirtibuilder import model, yamlread
 from invirtibuilder.order import Limits
 from invirtibuilder.yamlread import Value
@@ -299,7 +301,7 @@ def _acl(value: Value, base: Path) -> dict[str, tuple[AclEntry, ...]]:
     for action, entry in value.record(*ACTIONS).items():
         entries = []
         for item in entry.items():
-            if item.node is not None and item.node.id == "mapping":
+            if isinstance(item.node, yaml.MappingNode):
                 keys = item.record("file", "command")
                 if keys["file"].absent == keys["command"].absent:
                     item.problem("needs either `file` or `command`")

@@ -26,7 +26,6 @@ class Exit(IntEnum):
     REFUSED = 3  # a submission was refused, all reasons printed
     FAILED = 4  # the job ended without a publication
     CANCELLED = 5
-    NOT_CHECKED = 6  # queued, but the daemon did not answer
     USAGE = 64  # EX_USAGE
     DATA = 65  # EX_DATAERR: the input is malformed
     NO_INPUT = 66  # EX_NOINPUT: what was named does not exist

@@ -89,9 +89,7 @@ def principal(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise Malformed("the principal is empty", code="bad-principal")
     if len(value.encode()) > MAX_PRINCIPAL or any(ord(c) < 32 or ord(c) == 127 for c in value):
-        raise Malformed(
-            f"not a valid principal: {printable(value)[:80]!r}", code="bad-principal"
-        )
+        raise Malformed(f"not a valid principal: {printable(value)[:80]!r}", code="bad-principal")
     return value
 
 
@@ -130,9 +128,7 @@ def printable(text: str) -> str:
     >>> printable("a\\nb\\u202e")
     'a\\\\nb\\\\u202e'
     """
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def stamp(time: datetime) -> str:

@@ -40,10 +40,11 @@ class Limits:
 class PocketSource:
     """One fixed publication of the pocket's own repository, for build dependencies."""
 
-    directory: str
+    directory: str  # the pocket's archive on this machine
+    publication: str  # below that directory
     codename: str
     components: tuple[str, ...]
-    key: str
+    key: str  # ASCII-armoured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class Room:
     suite: str
     architecture: str
     sources: str  # deb822 text of the mirror's APT sources
-    keys: Mapping[str, str]  # name -> ASCII-armoured key that `sources` may name
+    extra_sources: str = ""  # further ones, keys inside, for build dependencies only
     pocket: PocketSource | None = None
     isolation: str = "chroot"
     profiles: tuple[str, ...] = ()

@@ -187,6 +187,9 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+Detached = subprocess.Popen[bytes]
+
+
 def detach(
     argv: Sequence[str | Path],
     *,

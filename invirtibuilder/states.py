@@ -12,6 +12,7 @@ class State(StrEnum):
     RUNNING = "running"  # a stage is at work
     WAITING = "waiting"  # for something outside: a required hook, disk space
     PUBLISHED = "published"
+    DONE = "done"  # a job that publishes nothing, such as a new base
     REFUSED = "refused"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -20,10 +21,18 @@ class State(StrEnum):
 MOVES: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.RUNNING, State.CANCELLED}),
     State.RUNNING: frozenset(
-        {State.WAITING, State.PUBLISHED, State.REFUSED, State.FAILED, State.CANCELLED}
+        {
+            State.WAITING,
+            State.PUBLISHED,
+            State.DONE,
+            State.REFUSED,
+            State.FAILED,
+            State.CANCELLED,
+        }
     ),
     State.WAITING: frozenset({State.RUNNING, State.CANCELLED}),
     State.PUBLISHED: frozenset(),
+    State.DONE: frozenset(),
     State.REFUSED: frozenset(),
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),

@@ -1,0 +1,1 @@
+"""A pocket's APT repository: reprepro's database, publications of it, signatures, stanzas."""

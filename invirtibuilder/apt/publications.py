@@ -1,0 +1,283 @@
+"""Publications: what clients see of a pocket, immutable, signed, switched at once.
+
+A client asks for InRelease first and for the indices it names afterwards, by their hash. All
+publications share one store of indices by hash, so an index stays reachable as long as any kept
+publication names it, wherever `dists` points by then. `dists`, `pool` and `by-hash` are symbolic
+links within the pocket's directory, which the web server must follow.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import hashlib
+import itertools
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from debian.deb822 import Release
+
+from invirtibuilder import files, model
+from invirtibuilder.errors import MachineFault
+
+KEEP_SECONDS = 24 * 3600
+"""How long a publication is kept after it was superseded, at least."""
+
+KEEP_COUNT = 3
+"""How many of the superseded publications are kept, at least."""
+
+MAX_AHEAD = 5.0
+"""Seconds that a Date may be ahead of the clock: APT's Acquire::Max-FutureTime is 10."""
+
+RELEASE_LIMIT = 16 << 20
+COMPRESSED = (".gz", ".xz", ".bz2")
+NUMBER = re.compile(r"[0-9]{8}")
+
+Sign = Callable[[bytes], tuple[bytes, bytes]]
+"""From the bytes of a Release file to those of InRelease and Release.gpg."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publications:
+    """The publications of one pocket, in `root`/publications; its lock is held by the caller."""
+
+    root: Path
+    codename: str
+
+    @property
+    def _all(self) -> Path:
+        return self.root / "publications"
+
+    @property
+    def _store(self) -> Path:
+        return self.root / "by-hash" / "SHA256"
+
+    def path(self, number: int) -> Path:
+        """Where publication `number` is; an APT source may name it as its URI."""
+        return self._all / f"{number:08d}"
+
+    def current(self) -> int | None:
+        """The publication that clients see, None before the first."""
+        try:
+            target = (self.root / "dists").readlink()
+        except FileNotFoundError:
+            return None
+        return int(target.parent.name)
+
+    def numbers(self) -> list[int]:
+        """All complete publications, rising."""
+        if not self._all.is_dir():
+            return []
+        return sorted(int(p.name) for p in self._all.iterdir() if NUMBER.fullmatch(p.name))
+
+    def date(self, number: int) -> datetime:
+        """The Date of a publication's Release."""
+        return email.utils.parsedate_to_datetime(self._release(self.path(number))["Date"])
+
+    def next_date(self, now: datetime) -> datetime:
+        """The Date for the next publication: now, but a second after every other's at least.
+
+        APT takes the newer Date, and a file server's clients compare whole seconds.
+        """
+        dates = [self.date(number) + timedelta(seconds=1) for number in self._newest()]
+        return max([now.astimezone(UTC).replace(microsecond=0), *dates])
+
+    def pause(self, now: datetime) -> float:
+        """Seconds to wait before the next publication so that APT takes it for a present one."""
+        return max(0.0, (self.next_date(now) - now).total_seconds() - MAX_AHEAD)
+
+    def _newest(self) -> set[int]:
+        current = self.current()
+        return {*self.numbers()[-1:], *([] if current is None else [current])}
+
+    def stage(self, number: int, *, date: datetime, valid_for: int | None, sign: Sign) -> Path:
+        """Make publication `number` of what reprepro exported; clients do not see it yet.
+
+        `date` comes from next_date, `valid_for` is in seconds. A staged publication of that
+        number is replaced. Everything is synced when it returns. Raises MachineFault when the
+        export does not fit its own Release, when `number` is the current one, and what `sign`
+        raises; then nothing but the store of indices has changed.
+        """
+        if number == self.current():
+            raise MachineFault(f"{self.root.name}: publication {number} is the current one")
+        self._store.mkdir(parents=True, exist_ok=True)
+        self._all.mkdir(exist_ok=True)
+        for folder in (self._all, self._store, self._store.parent):
+            folder.chmod(0o755)
+        new = self._all / ".new"
+        files.remove_tree(new)
+        dist = new / "dists" / self.codename
+        dist.mkdir(parents=True)
+        (new / "pool").symlink_to("../../pool")
+        exported = self.root / "private"
+        indices = self._indices(exported)
+        for name in self._present(exported, indices):
+            self._add(exported / "dists" / self.codename / name, dist / name, indices[name])
+        text = _release_text(self._release(exported), indices, date, valid_for)
+        self._write_signed(dist, text, date, sign)
+        for path in (new, *new.rglob("*")):
+            if not path.is_symlink():
+                path.chmod(0o755 if path.is_dir() else 0o644)
+        files.sync_tree(new)
+        self._fill_store(dist, indices)
+        self.drop(number)
+        new.rename(self.path(number))
+        files.sync_directory(self._all)
+        files.sync_directory(self.root)
+        return self.path(number)
+
+    def _release(self, base: Path) -> Release:
+        path = base / "dists" / self.codename / "Release"
+        try:
+            return Release(files.read_capped(path, limit=RELEASE_LIMIT))
+        except FileNotFoundError as error:
+            raise MachineFault(f"{path} is missing") from error
+
+    def _indices(self, base: Path) -> dict[str, tuple[str, int]]:
+        """SHA-256 and size of each index that a Release names, by its name."""
+        return {
+            item["name"]: (
+                model.matching(model.SHA256, item["sha256"], "SHA-256"),
+                int(item["size"]),
+            )
+            for item in self._release(base).get("SHA256", [])
+        }
+
+    def _present(self, base: Path, indices: Mapping[str, tuple[str, int]]) -> list[str]:
+        """The indices that there are; an uncompressed one may be named only."""
+        dist = base / "dists" / self.codename
+        present = [n for n in indices if files.contained(dist, n).is_file()]
+        for name in indices.keys() - set(present):
+            if not any(name + suffix in present for suffix in COMPRESSED):
+                raise MachineFault(f"{self.root.name}: reprepro's Release names {name}: missing")
+        return present
+
+    def _add(self, source: Path, target: Path, expected: tuple[str, int]) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link_or_copy(source, target)
+        with target.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if (found, target.stat().st_size) != expected:
+            raise MachineFault(f"{source} is not what reprepro's Release names")
+        by_hash = target.parent / "by-hash"
+        if not by_hash.is_symlink():
+            by_hash.symlink_to(os.path.relpath(self.root / "by-hash", by_hash.parent))
+
+    def _write_signed(self, dist: Path, text: bytes, date: datetime, sign: Sign) -> None:
+        inrelease, detached = sign(text)
+        if text.rstrip(b"\n") not in inrelease or not detached.strip():
+            raise MachineFault(f"{self.root.name}: what was signed is not this Release")
+        for name, data in (
+            ("Release", text),
+            ("InRelease", inrelease),
+            ("Release.gpg", detached),
+        ):
+            (dist / name).write_bytes(data)
+            os.utime(dist / name, (date.timestamp(), date.timestamp()))
+
+    def _fill_store(self, dist: Path, indices: Mapping[str, tuple[str, int]]) -> None:
+        """Add the (synced) indices to the store under their hashes."""
+        for name, (sha256, size) in indices.items():
+            kept = self._store / sha256
+            if (dist / name).is_file() and not (kept.is_file() and kept.stat().st_size == size):
+                beside = self._store / ".new"
+                beside.unlink(missing_ok=True)
+                _link_or_copy(dist / name, beside)
+                files.sync_file(beside)
+                beside.rename(kept)
+        files.sync_directory(self._store)
+        files.sync_directory(self._store.parent)
+
+    def switch(self, number: int) -> None:
+        """Show publication `number` to clients, at once; safe to repeat."""
+        if not self.path(number).is_dir():
+            raise MachineFault(f"{self.root.name}: there is no publication {number}")
+        beside = self.root / ".dists.new"
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(f"publications/{number:08d}/dists")
+        beside.rename(self.root / "dists")
+        files.sync_directory(self.root)
+
+    def drop(self, number: int) -> None:
+        """Remove a publication, whole; no error when there is none. Never the current one."""
+        if number == self.current():
+            raise MachineFault(f"{self.root.name}: publication {number} is the current one")
+        gone = self._all / ".gone"
+        files.remove_tree(gone)
+        if self.path(number).is_dir():
+            self.path(number).rename(gone)
+            files.sync_directory(self._all)
+            files.remove_tree(gone)
+
+    def prune(
+        self,
+        now: datetime,
+        *,
+        seconds: int = KEEP_SECONDS,
+        count: int = KEEP_COUNT,
+        pinned: Collection[int] = (),
+    ) -> list[int]:
+        """Remove publications superseded over `seconds` ago, but for the last `count` of them.
+
+        The current one, those after it and those in `pinned` stay. Indices that no publication
+        names any more leave the store. Returns what was removed.
+        """
+        current = self.current()
+        older = [n for n in self.numbers() if current is not None and n <= current]
+        # Each with the one that superseded it; so the current one is none of them.
+        candidates = list(itertools.pairwise(older))[: -count or None]
+        old = now - timedelta(seconds=seconds)
+        removed = [n for n, by in candidates if n not in pinned and self.date(by) < old]
+        for number in removed:
+            self.drop(number)
+        self._prune_store()
+        return removed
+
+    def _prune_store(self) -> None:
+        if not self._store.is_dir():
+            return
+        named = {
+            sha256
+            for number in self.numbers()
+            for sha256, _ in self._indices(self.path(number)).values()
+        }
+        for file in self._store.iterdir():
+            if file.name not in named:
+                file.unlink()
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        # Another file system, or more links than one allows.
+        shutil.copyfile(source, target)
+
+
+def _release_text(
+    exported: Release,
+    indices: Mapping[str, tuple[str, int]],
+    date: datetime,
+    valid_for: int | None,
+) -> bytes:
+    names = ("Origin", "Label", "Suite", "Codename", "Architectures", "Components", "Description")
+    lines = [f"{name}: {exported[name]}" for name in names if name in exported]
+    lines.append(f"Date: {_rfc2822(date)}")
+    if valid_for is not None:
+        lines.append(f"Valid-Until: {_rfc2822(date + timedelta(seconds=valid_for))}")
+    lines += ["Acquire-By-Hash: yes", "SHA256:"]
+    lines += [f" {sha256} {size} {name}" for name, (sha256, size) in sorted(indices.items())]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _rfc2822(date: datetime) -> str:
+    """As APT wants it, in UTC and in no locale.
+
+    >>> _rfc2822(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+    'Fri, 02 Jan 2026 03:04:05 UTC'
+    """
+    return email.utils.format_datetime(date.astimezone(UTC)).replace("+0000", "UTC")

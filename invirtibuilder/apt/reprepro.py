@@ -1,0 +1,391 @@
+"""reprepro, the only writer of a pocket's packages, driven in transactions.
+
+reprepro's database has no journal and its exit code 0 does not mean "done". So the database is
+copied before a transaction and put back after a failure or a crash, and what a call was to do
+is looked up afterwards. Nothing here is seen by clients; `publications` makes that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from debian.deb822 import Changes, Deb822
+
+from invirtibuilder import files, model
+from invirtibuilder.errors import ConfigFault, MachineFault, Malformed, PackageFault
+from invirtibuilder.run import Done, ProcessFault, run
+
+FILE_LIMIT = 16 << 30
+"""Bytes that reprepro may write into one file: a torn database once made a 45 GB index."""
+
+TIMEOUT = 1800.0
+"""Seconds for one call: on a torn database reprepro may loop for ever."""
+
+CHANGES_LIMIT = 4 << 20
+
+# reprepro's RET_ERROR, checksum and missing file; other codes are errno, locks, configuration.
+PACKAGE_CODES = frozenset({249, 254, 255})
+MACHINE_WORDS = (b"BerkeleyDB", b"No space left", b"Disk quota", b"Read-only file system")
+
+LIST_FORMAT = "\\t".join(
+    (
+        "${package}",
+        "${version}",
+        "${$architecture}",
+        "${$component}",
+        "${$source}",
+        "${$sourceversion}",
+        "${$fullfilename}",
+        "${SHA256}\\n",
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One package as one architecture's index lists it."""
+
+    package: str
+    version: str
+    architecture: str  # of the index: "source" or a binary one; arch:all is in each of those
+    component: str
+    source: str
+    source_version: str
+    filename: str  # relative to the pocket's directory: pool/...; of a source its .dsc
+    sha256: str  # empty for a source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reprepro:
+    """The reprepro base of one pocket, in `root`/private, with its pool in `root`/pool.
+
+    The caller holds an exclusive, inheritable lock on `lock` around every method but `create`,
+    and gives its descriptor as `lock_fd`, so that an orphaned reprepro keeps it until it ends.
+    """
+
+    root: Path
+    codename: str
+    components: Sequence[str]
+    architectures: Sequence[str]  # without "source"
+    origin: str
+    label: str
+    suite: str
+    description: str
+    timeout: float = TIMEOUT
+
+    @property
+    def private(self) -> Path:
+        """reprepro's base; no client reads it."""
+        return self.root / "private"
+
+    @property
+    def lock(self) -> Path:
+        """The file to lock."""
+        return self.private / ".lock"
+
+    @property
+    def _db(self) -> Path:
+        return self.private / "db"
+
+    @property
+    def _saved(self) -> Path:
+        return self.private / "db.txn"
+
+    def create(self) -> None:
+        """Make the directories and conf/distributions; safe to repeat, rewrites changed settings.
+
+        Raises ConfigFault for settings that reprepro cannot hold, and when an architecture or a
+        component goes away from a pocket that may have packages in it.
+        """
+        text = self._distributions()
+        for public in (self.root, self.root / "pool"):
+            if not public.is_dir():
+                public.mkdir(parents=True)
+                public.chmod(0o755)
+        self.private.mkdir(mode=0o700, exist_ok=True)
+        for name in ("conf", "db", "dists", "gnupg"):
+            (self.private / name).mkdir(mode=0o700, exist_ok=True)
+        conf = self.private / "conf" / "distributions"
+        old = conf.read_text() if conf.exists() else ""
+        if old == text:
+            return
+        if old and (self._db / "packages.db").exists():
+            self._refuse_loss(old)
+        files.write_atomic(conf, text)
+        files.sync_directory(self.private)
+        files.sync_directory(self.root)
+
+    def _distributions(self) -> str:
+        fields = {
+            "Origin": self.origin,
+            "Label": self.label,
+            "Suite": self.suite,
+            "Codename": self.codename,
+            "Architectures": " ".join((*self.architectures, "source")),
+            "Components": " ".join(self.components),
+            "Description": self.description,
+            # With .xz the export of 10,000 packages would take 20 times as long.
+            "DebIndices": "Packages Release . .gz",
+            "DscIndices": "Sources Release .gz",
+        }
+        for name, value in fields.items():
+            if not value.strip() or not value.isprintable():
+                raise ConfigFault(f"{self.root.name}: not a valid {name}: {value!r}")
+        return "".join(f"{name}: {value}\n" for name, value in fields.items())
+
+    def _refuse_loss(self, old: str) -> None:
+        before = Deb822(old)
+        now = Deb822(self._distributions())
+        for field in ("Codename", "Architectures", "Components"):
+            lost = set(before[field].split()) - set(now[field].split())
+            if lost:
+                raise ConfigFault(
+                    f"{self.root.name}: {field} no longer has {' '.join(sorted(lost))}, "
+                    "whose packages would vanish",
+                    hint="put it back, or make a new pocket",
+                    code="archive-shrinks",
+                )
+
+    # The transaction.
+
+    def is_open(self) -> bool:
+        """Whether a transaction was begun and neither committed nor restored."""
+        return self._saved.is_dir()
+
+    def begin(self) -> None:
+        """Open a transaction. Raises MachineFault when one is open: restore or commit first."""
+        if self.is_open():
+            raise MachineFault(f"{self.root.name}: an archive transaction is open")
+        self._sweep()
+        (self._db / "lockfile").unlink(missing_ok=True)
+        copy = self.private / "db.txn.tmp"
+        shutil.copytree(self._db, copy)
+        files.sync_tree(copy)
+        copy.rename(self._saved)
+        files.sync_directory(self.private)
+
+    def commit(self) -> None:
+        """Keep what the transaction did; no error when none is open."""
+        if self.is_open():
+            files.sync_tree(self._db)
+            self._saved.rename(self.private / "db.txn.done")
+            files.sync_directory(self.private)
+        self._sweep()
+
+    def restore(self) -> None:
+        """Undo an open transaction, and clean up after a crash at any moment, this one's too.
+
+        Files that came into the pool stay there, unknown to the database; an include replaces
+        or reuses them.
+        """
+        if self.is_open():
+            # Until the last rename the copy is there, so a crash in between repeats this.
+            files.remove_tree(self.private / "db.old")
+            if self._db.exists():
+                self._db.rename(self.private / "db.old")
+            # So that what is undone cannot be published by mistake: export anew.
+            files.remove_tree(self.private / "dists")
+            (self.private / "dists").mkdir(mode=0o700)
+            files.sync_directory(self.private)
+            self._saved.rename(self._db)
+            files.sync_directory(self.private)
+        (self._db / "lockfile").unlink(missing_ok=True)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        for name in ("db.txn.tmp", "db.txn.done", "db.old"):
+            files.remove_tree(self.private / name)
+
+    # What a transaction does.
+
+    def include(
+        self,
+        changes: Path,
+        source: str,
+        version: str,
+        *,
+        lock_fd: int,
+        downgrade: bool = False,
+        take_over: Collection[str] = (),
+    ) -> None:
+        """Add the source and binaries of a .changes, and prove that they are in.
+
+        With `downgrade` everything of that source is removed first, so that its versions may
+        go backwards. A binary package that another source has is refused unless its name is in
+        `take_over`. Afterwards each file is listed and in the pool with its SHA-256, and synced.
+        Raises PackageFault with reprepro's reason, or MachineFault; then restore.
+        """
+        if not self.is_open():
+            raise MachineFault(f"{self.root.name}: no archive transaction is open")
+        wanted = read_changes(changes, source, version)
+        self._refuse_clash(wanted, source, take_over, lock_fd)
+        if downgrade:
+            self._call("removesrc", self.codename, source, lock_fd=lock_fd)
+        done = self._call("include", self.codename, str(changes), lock_fd=lock_fd)
+        listed = [e for e in self.listing(lock_fd=lock_fd) if e.source == source]
+        for path in sorted(set(self._proved(wanted, listed, version, done))):
+            files.sync_file(path)
+        self._sync_pool({self.root / e.filename for e in listed})
+
+    def export(self, *, lock_fd: int) -> None:
+        """Write the indices of the present content to private/dists, and sync the database.
+
+        In a transaction, as it writes to the database's caches. `restore` removes what it wrote,
+        so a publication after that needs an export first.
+        """
+        self._call("export", self.codename, lock_fd=lock_fd)
+        if not (self.private / "dists" / self.codename / "Release").is_file():
+            raise MachineFault(f"{self.root.name}: reprepro exported nothing")
+        files.sync_tree(self._db)
+
+    def listing(self, *, lock_fd: int) -> list[Entry]:
+        """The present content, one entry for each package and index."""
+        done = self._call("list", self.codename, lock_fd=lock_fd)
+        return [self._entry(line) for line in done.text.splitlines()]
+
+    def _entry(self, line: str) -> Entry:
+        fields = line.split("\t")
+        if len(fields) != 8:
+            raise MachineFault(f"{self.root.name}: reprepro lists {model.printable(line)[:200]!r}")
+        package, version, architecture, component, source, source_version, path, sha256 = fields
+        # reprepro joins its base, not its output directory, to the name in the pool.
+        filename = path.removeprefix(f"{self.private}/")
+        files.contained(self.root, filename)
+        return Entry(
+            package=package,
+            version=version,
+            architecture=architecture,
+            component=component,
+            source=source,
+            source_version=source_version,
+            filename=filename,
+            sha256=sha256,
+        )
+
+    def _refuse_clash(
+        self, wanted: dict[str, str], source: str, take_over: Collection[str], lock_fd: int
+    ) -> None:
+        names = {n.split("_")[0] for n in wanted if n.endswith(".deb")} - set(take_over)
+        clashes = {
+            f"{e.package} belongs to {e.source} {e.source_version}"
+            for e in self.listing(lock_fd=lock_fd)
+            if e.architecture != "source" and e.package in names and e.source != source
+        }
+        if clashes:
+            raise PackageFault(
+                "binary packages of another source: " + "; ".join(sorted(clashes)),
+                hint="rename the binary package, or allow the takeover",
+                code="binary-clash",
+            )
+
+    def _proved(
+        self, wanted: dict[str, str], listed: Sequence[Entry], version: str, done: Done
+    ) -> Iterator[Path]:
+        """The pool's file for each wanted name; raises when one is not listed or differs."""
+        entries = [e for e in listed if e.source_version == version]
+        sources = [e.filename.rpartition("/")[0] for e in entries if e.architecture == "source"]
+        for name, sha256 in wanted.items():
+            if name.endswith(".deb"):
+                architecture = name.removesuffix(".deb").rpartition("_")[2]
+                indices = self.architectures if architecture == "all" else (architecture,)
+                paths = [
+                    self._listed(entries, name, index, sha256, done).filename for index in indices
+                ]
+            elif name.endswith(".dsc"):
+                paths = [self._listed(entries, name, "source", "", done).filename]
+            else:
+                paths = [f"{folder}/{name}" for folder in sources] or [""]
+            for path in paths:
+                yield self._in_pool(path, name, sha256, done)
+
+    def _listed(
+        self, entries: Sequence[Entry], name: str, index: str, sha256: str, done: Done
+    ) -> Entry:
+        for entry in entries:
+            if entry.filename.endswith(f"/{name}") and entry.architecture == index:
+                if entry.sha256 == sha256:
+                    return entry
+                raise _refusal(done, f"{name} is listed with other content")
+        raise _refusal(done, f"{name} was not taken into {self.codename} ({index})")
+
+    def _in_pool(self, path: str, name: str, sha256: str, done: Done) -> Path:
+        file = self.root / path
+        if not path or not file.is_file():
+            raise _refusal(done, f"{name} did not come into the pool")
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != sha256:
+            raise MachineFault(f"{path} in the pool has SHA-256 {found}, not {sha256}")
+        return file
+
+    def _sync_pool(self, paths: Collection[Path]) -> None:
+        folders = {parent for path in paths for parent in path.parents}
+        for folder in folders:
+            if folder == self.root or self.root in folder.parents:
+                files.sync_directory(folder)
+
+    def _call(self, action: str, *args: str, lock_fd: int) -> Done:
+        argv = [
+            "reprepro",
+            f"--basedir={self.private}",
+            f"--confdir={self.private / 'conf'}",
+            f"--dbdir={self._db}",
+            f"--distdir={self.private / 'dists'}",
+            f"--outdir={self.root}",
+            "--keepunreferencedfiles",
+        ]
+        if action == "list":
+            argv.append(f"--list-format={LIST_FORMAT}")
+        elif action != "export":
+            argv.append("--export=silent-never")
+        try:
+            return run(
+                [*argv, action, *args],
+                timeout=self.timeout,
+                env={"GNUPGHOME": str(self.private / "gnupg")},
+                pass_fds=(lock_fd,),
+                file_limit=FILE_LIMIT,
+            )
+        except ProcessFault as fault:
+            done = fault.done
+            # It names a file by its full path below `root` only when it cannot read that.
+            ours = any(word in done.err for word in (*MACHINE_WORDS, f"{self.root}/".encode()))
+            if action == "include" and done.code in PACKAGE_CODES and not ours:
+                raise _refusal(done, "reprepro refuses it") from fault
+            raise MachineFault(f"reprepro failed: {fault}", code="reprepro-failed") from fault
+
+
+def read_changes(path: Path, source: str, version: str) -> dict[str, str]:
+    """File names and SHA-256 of a .changes for that source and version, .buildinfo left out.
+
+    Raises Malformed for any other, for names that are no plain file names and for none at all.
+    """
+    changes = Changes(files.read_capped(path, limit=CHANGES_LIMIT))
+    if (changes.get("Source"), changes.get("Version")) != (source, version):
+        raise Malformed(f"{path.name}: not the .changes of {source} {version}")
+    wanted = {
+        model.matching(model.FILE_NAME, item["name"], "file name"): model.matching(
+            model.SHA256, item["sha256"], "SHA-256"
+        )
+        for item in changes.get("Checksums-Sha256", [])
+        if not item["name"].endswith(".buildinfo")
+    }
+    if not wanted:
+        raise Malformed(f"{path.name}: lists no files")
+    return wanted
+
+
+def _refusal(done: Done, what: str) -> PackageFault:
+    """A fault with what reprepro said about a .changes, without warnings and our directories."""
+    text = done.err.decode("utf-8", "replace").replace(f"{Path(done.argv[-1]).parent}/", "")
+    lines = (model.printable(line) for line in text.splitlines())
+    noise = ("Warning:", "There have been errors", "To ignore use")
+    said = [line for line in lines if line and not line.startswith(noise)]
+    message = "; ".join([what, *(line[:500] for line in said[:10])])
+    clash = "different checksums" in message or "differ" in message
+    hint = "the pocket has another file of this name: use a new version" if clash else ""
+    return PackageFault(message, hint=hint, code="reprepro-refused")

@@ -1,0 +1,65 @@
+"""cancel and retry: acts on a job, by way of the queue."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from invirtibuilder.cli.command import Command, load_site, me, say, show
+from invirtibuilder.config import Site
+from invirtibuilder.errors import Denied
+from invirtibuilder.jobs import Jobs
+from invirtibuilder.spool import Request, Spool
+
+PATIENCE = 5.0
+
+
+class Cancel(Command):
+    name = "cancel"
+    description = "stop a job; a build is killed whole"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("job", metavar="JOB", help="an id, or a part of one")
+
+    def run(self, args: argparse.Namespace) -> int:
+        site = load_site(args)
+        job = Jobs(site.jobs).get(args.job)
+        if job.status.final:
+            say(f"job {job.id} is {job.status.state} already")
+            return 0
+        request = _put(site, "cancel", job.id)
+        show(args, {"request": request.id, "job": job.id}, f"asked to cancel job {job.id}")
+        return 0
+
+
+class Retry(Command):
+    name = "retry"
+    description = "submit once more what a finished job was asked for; prints the new job's id"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("job", metavar="JOB", help="an id, or a part of one")
+
+    def run(self, args: argparse.Namespace) -> int:
+        site = load_site(args)
+        job = Jobs(site.jobs).get(args.job)
+        request = _put(site, "retry", job.id)
+        show(args, {"job": request.id, "retry_of": job.id}, request.id)
+        return 0
+
+
+def _put(site: Site, action: str, job: str) -> Request:
+    """Queue the request, and wait a little for the daemon's word. Raises Denied."""
+    request = Request.new(action, [job], principal=me(), via="local")
+    spool = Spool(site.queue)
+    spool.put(request)
+    until = time.monotonic() + PATIENCE
+    while (spool.new / f"{request.id}.json").exists():
+        if time.monotonic() > until:
+            say("queued: the daemon has not taken it up yet")
+            return request
+        time.sleep(0.05)
+    reason = spool.directory / "bad" / f"{request.id}.json.reason"
+    time.sleep(0.05)
+    if reason.exists():
+        raise Denied(reason.read_text().strip())
+    return request

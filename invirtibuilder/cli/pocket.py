@@ -1,0 +1,133 @@
+"""pocket list|show|create."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+from invirtibuilder import config, files, hosting, model
+from invirtibuilder.apt.stanza import preferences
+from invirtibuilder.cli.command import Command, config_file, load_site, say, show, table, the_pocket
+from invirtibuilder.config import Pocket, Site
+from invirtibuilder.daemon import make_context
+from invirtibuilder.stages.context import LABEL, archive
+from invirtibuilder.superproject import Superproject
+
+
+class PocketCommand(Command):
+    name = "pocket"
+    description = "list, show or create pockets"
+    prints_data = True
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+        verbs.add_parser("list", help="a line a pocket")
+        shown = verbs.add_parser("show", help="a pocket's rules and what it has")
+        shown.add_argument("pocket", metavar="POCKET")
+        created = verbs.add_parser(
+            "create",
+            help="make a pocket's archive; a new pocket is added to the configuration",
+        )
+        created.add_argument("pocket", metavar="POCKET")
+        created.add_argument("--suite", help="the Debian suite that it builds for")
+        created.add_argument("--allow-backtracking", action="store_true", help="accept any commit")
+        created.add_argument("--like", metavar="POCKET", help="take ACL and domain from this one")
+
+    def run(self, args: argparse.Namespace) -> int:
+        site = load_site(args)
+        if args.verb == "list":
+            values = [_brief(site, pocket) for pocket in site.pockets.values()]
+            rows: list[tuple[str, ...]] = [
+                ("POCKET", "SUITE", "BACKTRACKING", "PACKAGES", "PUBLICATION", "DOMAIN")
+            ]
+            rows += [tuple(str(v) for v in value.values()) for value in values]
+            show(args, values, table(rows))
+        elif args.verb == "show":
+            pocket = the_pocket(site, args.pocket)
+            value = _whole(site, pocket)
+            show(args, value, _text(value))
+        else:
+            self._create(args, site)
+        return 0
+
+    def _create(self, args: argparse.Namespace, site: Site) -> None:
+        name = model.pocket_name(args.pocket)
+        if name not in site.pockets:
+            file = config_file(args)
+            like = the_pocket(site, args.like) if args.like else next(iter(site.pockets.values()))
+            text = hosting.add_pocket(file, name, _settings(args, like))
+            beside = file.with_name(f".{file.name}.new")
+            files.write_atomic(beside, text)
+            try:
+                # The whole new file is checked before it takes the old one's place.
+                config.load(beside)
+                beside.replace(file)
+            finally:
+                beside.unlink(missing_ok=True)
+            say(f"{file}: pocket {name} added; restart the daemon to make it known there")
+            site = config.load(file)
+        hosting.ensure_site(site)
+        hosting.ensure_pocket(make_context(site), site.pockets[name])
+        show(args, _brief(site, site.pockets[name]), f"pocket {name} is ready")
+
+
+def _settings(args: argparse.Namespace, like: Pocket) -> dict[str, str]:
+    """A new pocket's keys as YAML on one line each (JSON is YAML)."""
+    acl = {
+        action: [
+            entry.principal or {k: str(v) for k in ("file", "command") if (v := getattr(entry, k))}
+            for entry in entries
+        ]
+        for action, entries in like.acl.items()
+        if entries
+    }
+    settings = {
+        "suite": args.suite or like.suite,
+        "allow_backtracking": "true" if args.allow_backtracking else "false",
+        "trust_domain": like.domain,
+    }
+    return {**settings, "acl": json.dumps(acl)} if acl else settings
+
+
+def _brief(site: Site, pocket: Pocket) -> dict[str, Any]:
+    superproject = Superproject(site.superproject)
+    there = site.superproject.is_dir()
+    return {
+        "name": pocket.name,
+        "suite": pocket.suite,
+        "allow_backtracking": pocket.allow_backtracking,
+        "packages": len(superproject.pins(pocket.branch)) if there else 0,
+        "publication": archive(site, pocket).publications.current(),
+        "trust_domain": pocket.domain,
+    }
+
+
+def _whole(site: Site, pocket: Pocket) -> dict[str, Any]:
+    rules = dataclasses.asdict(pocket)
+    rules["acl"] = {
+        action: [str(e.principal or e.file or e.command) for e in entries]
+        for action, entries in pocket.acl.items()
+    }
+    rules["extra_sources"] = [{**e, "key": str(e["key"])} for e in rules["extra_sources"]]
+    records = {}
+    if site.superproject.is_dir():
+        records = Superproject(site.superproject).records(pocket.branch)
+    return {
+        **_brief(site, pocket),
+        "rules": rules,
+        "preferences": preferences(site.name, label=LABEL, codename=pocket.codename),
+        "content": [
+            {"package": n, "version": r["version"], "commit": r["commit"], "job": r["job"]}
+            for n, r in sorted(records.items())
+        ],
+    }
+
+
+def _text(value: dict[str, Any]) -> str:
+    lines = [f"pocket {value['name']}: publication {value['publication']}"]
+    lines += [f"  {key}: {rule}" for key, rule in value["rules"].items() if rule not in ("", ())]
+    rows = [("PACKAGE", "VERSION", "COMMIT")]
+    rows += [(c["package"], c["version"], c["commit"][:12]) for c in value["content"]]
+    return "\n".join([*lines, table(rows) if value["content"] else "no packages yet"])

@@ -1,0 +1,107 @@
+"""status: where jobs are, and why."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from invirtibuilder.cli.command import Command, load_site, show, table
+from invirtibuilder.cli.follow import verdict
+from invirtibuilder.config import Site
+from invirtibuilder.daemon import make_context
+from invirtibuilder.jobs import Job, Jobs
+
+RECENT = 20
+
+
+class Status(Command):
+    name = "status"
+    description = "show one job, or the latest ones"
+    prints_data = True
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("job", metavar="JOB", nargs="?", help="an id, or a part of one")
+        parser.add_argument("--all", action="store_true", help="every job, not the latest 20")
+
+    def run(self, args: argparse.Namespace) -> int:
+        site = load_site(args)
+        jobs = Jobs(site.jobs)
+        if args.job:
+            job = jobs.get(args.job)
+            show(args, describe(site, job), _whole(site, job))
+            return 0
+        names = jobs.names() if args.all else jobs.names()[-RECENT:]
+        found = [jobs.get(name) for name in names]
+        show(args, [_brief(job) for job in found], listed(found))
+        return 0
+
+
+def _brief(job: Job) -> dict[str, Any]:
+    return {
+        "job": job.id,
+        "action": job.request.action,
+        "args": list(job.request.args),
+        "principal": job.request.principal,
+        **asdict(job.status),
+    }
+
+
+def describe(site: Site, job: Job) -> dict[str, Any]:
+    """All that is public of a job."""
+    deliveries = make_context(site).events.deliveries(job.id)
+    return {
+        **_brief(job),
+        "requested": job.request.time,
+        "via": job.request.via,
+        "published": job.fact("publish"),
+        "hooks": [d.as_json() for d in deliveries],
+    }
+
+
+def _whole(site: Site, job: Job) -> str:
+    status = job.status
+    lines = [
+        f"job        {job.id}",
+        f"asked      {' '.join((job.request.action, *job.request.args))}",
+        f"by         {job.request.principal} via {job.request.via} at {job.request.time}",
+        f"state      {status.state} since {status.since}"
+        + (f", stage {status.stage}" if status.stage and not status.final else ""),
+    ]
+    if status.commit:
+        lines.append(f"commit     {status.commit}")
+    if status.wake:
+        lines.append(f"next look  {status.wake}")
+    if published := job.fact("publish"):
+        lines.append(f"published  publication {published['publication']} at {published['date']}")
+    lines += verdict(job, status)
+    for delivery in make_context(site).events.deliveries(job.id):
+        if delivery.accepted:
+            state = "accepted"
+        elif delivery.gave_up:
+            state = f"given up after {delivery.attempts} attempts: {delivery.why}"
+        else:
+            state = f"pending, {delivery.attempts} attempts" + (
+                f": {delivery.why}" if delivery.why else ""
+            )
+        lines.append(f"hook       {delivery.hook} {delivery.event}: {state}")
+    return "\n".join(lines)
+
+
+def listed(jobs: list[Job]) -> str:
+    """A line a job."""
+    rows = [("JOB", "STATE", "STAGE", "POCKET", "PACKAGE", "VERSION", "PRINCIPAL")]
+    for job in jobs:
+        status = job.status
+        rows.append(
+            (
+                job.id,
+                str(status.state),
+                "" if status.final else status.stage,
+                job.pocket,
+                job.package or job.request.action,
+                status.version,
+                job.request.principal,
+            )
+        )
+    return table(rows) if jobs else "no jobs"

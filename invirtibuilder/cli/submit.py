@@ -1,0 +1,34 @@
+"""submit: ask for a commit to be built and published."""
+
+from __future__ import annotations
+
+import argparse
+
+from invirtibuilder.cli.check import add_submission, checked
+from invirtibuilder.cli.command import Command, load_site, me, say, show
+from invirtibuilder.cli.follow import follow
+from invirtibuilder.door import submit as door
+from invirtibuilder.spool import Request
+
+
+class Submit(Command):
+    name = "submit"
+    description = "queue a commit for a pocket; prints the job's id"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        add_submission(parser)
+        parser.add_argument(
+            "--wait", action="store_true", help="show progress and end with the job's verdict"
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        site = load_site(args)
+        request = Request.new("submit", checked(args), principal=me(), via="local")
+        accepted = door.submit(site.queue, site.socket, request)
+        answer = accepted.answer
+        if answer is None:
+            say("accepted, but not checked yet: the daemon does not answer")
+        else:
+            say(f"accepted: {args.package} {answer['version']} from {answer['commit'][:12]}")
+        show(args, {"job": request.id, "checked": answer is not None}, request.id)
+        return follow(site, request.id) if args.wait else 0

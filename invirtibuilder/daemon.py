@@ -1,0 +1,271 @@
+"""The daemon: watches the queue directory, takes requests up, and runs the line.
+
+One thread runs jobs, one delivers events, one answers on the unix socket, and the main thread
+watches the queue. All state is on disk: a daemon that is killed at any instant is replaced by
+the next one, which adopts builds that are still running.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import select
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+
+from inotify_simple import INotify, flags
+
+from invirtibuilder import acl, files, hosting, model
+from invirtibuilder.answers import Answers
+from invirtibuilder.config import Site
+from invirtibuilder.engine import ChildEngine, Engine, SocketEngine
+from invirtibuilder.errors import Denied, Fault, MachineFault, Malformed
+from invirtibuilder.hooks import Events, Hook
+from invirtibuilder.jobs import Job
+from invirtibuilder.pipeline import advance
+from invirtibuilder.spool import Entry, Request, Spool, local_principal
+from invirtibuilder.stages.base import refresh_base
+from invirtibuilder.stages.context import Context, Stopping
+from invirtibuilder.stages.publish import recover
+from invirtibuilder.states import State
+
+Log = Callable[[str], None]
+SCAN = 60.0
+"""Seconds after which the queue is looked at even if nothing was reported."""
+
+
+def make_context(
+    site: Site,
+    *,
+    clock: Callable[[], datetime] = model.utcnow,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Context:
+    """The adapters of a site, as its configuration says."""
+    engines: dict[str, Engine] = {
+        domain.name: SocketEngine(domain.socket) if domain.socket else ChildEngine(domain.directory)
+        for domain in site.domains.values()
+    }
+    hooks = [
+        Hook(
+            name=h.name,
+            program=h.program,
+            events=frozenset(h.events),
+            required=h.required,
+            environment=h.environment,
+            timeout=h.timeout,
+        )
+        for h in site.hooks
+    ]
+    return Context(
+        site=site,
+        events=Events(site.events, hooks, clock=clock),
+        engines=engines,
+        clock=clock,
+        stopping=stopping,
+    )
+
+
+class Daemon:
+    """One site's daemon; only one runs at a time."""
+
+    def __init__(self, site: Site, log: Log, *, drain: bool = False) -> None:
+        self.site = site
+        self.log = log
+        self.drain = drain
+        self._stop = threading.Event()
+        self._work = threading.Event()
+        self._events = threading.Event()
+        self._failure: BaseException | None = None
+        self._context = make_context(site, stopping=self._stop.is_set)
+        self._spool = Spool(site.queue)
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, or, with `drain`, until nothing is left to do now.
+
+        Raises MachineFault when another daemon runs on this site.
+        """
+        hosting.ensure_site(self.site)
+        try:
+            with files.locked(self.site.socket.parent / "daemon.lock", wait=False):
+                self._serve()
+        except files.Busy as error:
+            raise MachineFault(
+                f"another daemon runs on {self.site.directory}", code="second-daemon"
+            ) from error
+
+    def _serve(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop())
+        if os.geteuid() == 0:
+            self.log("running as root: everything but the sandboxes is this one user's")
+        for pocket in self.site.pockets.values():
+            hosting.ensure_pocket(self._context, pocket)
+            recover(self._context, pocket)
+        answers = Answers(self.site.socket, self._context, self.trusted())
+        threads = [
+            threading.Thread(target=self._guarded, args=(body,), name=name, daemon=True)
+            for name, body in (
+                ("jobs", self._run_jobs),
+                ("events", self._deliver_events),
+                ("answers", lambda: answers.serve(self._stop)),
+            )
+        ]
+        # The watch comes first, then the scan: nothing falls between them.
+        with INotify() as watch:
+            watch.add_watch(self._spool.new, flags.CREATE | flags.MOVED_TO)
+            self.take_up()
+            for thread in threads:
+                thread.start()
+            self.log(f"ready: {self.site.directory}")
+            while not self._stop.is_set():
+                select.select([watch.fileno(), self._wake_read], [], [], SCAN)
+                watch.read(timeout=0)  # an overflow, too, only means: scan
+                self.take_up()
+        self.log("stopping")
+        for thread in threads:
+            thread.join()
+        self.site.socket.unlink(missing_ok=True)
+        if self._failure:
+            raise self._failure
+
+    def stop(self) -> None:
+        """End soon; running builds go on and are adopted by the next daemon."""
+        self._stop.set()
+        self._work.set()
+        self._events.set()
+        with suppress(BlockingIOError):
+            os.write(self._wake_write, b".")
+
+    def _guarded(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except BaseException as error:
+            self._failure = error
+            self.stop()
+
+    def trusted(self) -> frozenset[int]:
+        """The uids of door programs: they say on whose behalf they come."""
+        return frozenset(pwd.getpwnam(name).pw_uid for name in self.site.doors)
+
+    def take_up(self) -> None:
+        """Turn the queue's entries into jobs or acts, in order of arrival."""
+        for entry in self._spool.entries(self.trusted()):
+            if entry.request is None:
+                self.log(f"set aside {entry.path.name}: {model.printable(entry.problem)}")
+                self._spool.set_aside(entry)
+                continue
+            try:
+                self._act(entry.request)
+            except Fault as fault:
+                # The one who asked sees it in `status`; the entry is kept with the reason.
+                self.log(f"{entry.request.action} {entry.request.id}: {fault}")
+                self._spool.set_aside(Entry(path=entry.path, request=None, problem=str(fault)))
+                continue
+            entry.path.unlink(missing_ok=True)
+        self._work.set()
+        self._events.set()
+
+    def _act(self, request: Request) -> None:
+        if request.action == "submit":
+            job = self._context.jobs.create(request)
+            self.log(f"job {job.id}: {' '.join(request.args)} by {request.principal}")
+        elif request.action == "cancel":
+            self._cancel(request, self._context.jobs.get(request.args[0]))
+        elif request.action == "retry":
+            self._retry(request, self._context.jobs.get(request.args[0]))
+        elif request.action == "base-refresh":
+            if request.principal not in {local_principal(u) for u in (0, os.geteuid())}:
+                raise Denied("only the site's own account and root make a base anew")
+            self._context.jobs.create(request)
+
+    def _permitted(self, request: Request, job: Job) -> None:
+        """A submitter may cancel and retry own jobs; who has the pocket's `cancel`, any."""
+        if request.principal == job.request.principal:
+            return
+        pocket = self.site.pockets.get(job.pocket)
+        if pocket:
+            entries = pocket.acl["cancel"]
+            ok, _ = acl.allowed(request.principal, entries, pocket=pocket.name, action="cancel")
+            if ok:
+                return
+        raise Denied(f"{model.printable(request.principal)} may not do this to job {job.id}")
+
+    def _cancel(self, request: Request, job: Job) -> None:
+        self._permitted(request, job)
+        if not job.status.final:
+            job.ask_cancel(request.principal)
+
+    def _retry(self, request: Request, job: Job) -> None:
+        self._permitted(request, job)
+        if not job.status.final:
+            raise Malformed(f"job {job.id} is not over: nothing to retry", code="not-over")
+        again = Request(
+            id=request.id,
+            action=job.request.action,
+            args=job.request.args,
+            principal=request.principal,
+            via=request.via,
+            addr=request.addr,
+            time=request.time,
+        )
+        created = self._context.jobs.create(again)
+        created.remark(f"a retry of job {job.id}")
+
+    def _run_jobs(self) -> None:
+        """Jobs one after another, oldest first; waiting ones when their time has come."""
+        while not self._stop.is_set():
+            self._work.clear()
+            job, pause = self._next()
+            if job is not None:
+                self.log(f"job {job.id}: {job.status.state}")
+                try:
+                    self._advance(job)
+                except Stopping:
+                    return
+                status = job.status
+                self.log(f"job {job.id}: {status.state}" + _first(status.reasons))
+                self._events.set()
+            elif self.drain and pause is None and not any(self._spool.new.iterdir()):
+                # Everything that is due now; what has to be tried again later is kept.
+                self._context.events.deliver()
+                self.stop()
+            else:
+                self._work.wait(min(pause or SCAN, SCAN))
+
+    def _advance(self, job: Job) -> None:
+        if job.request.action == "base-refresh":
+            refresh_base(self._context, job)
+        else:
+            advance(self._context, job)
+
+    def _next(self) -> tuple[Job | None, float | None]:
+        """The job to run now, or the seconds until one wakes (None: there is none)."""
+        now = self._context.clock()
+        soonest: float | None = None
+        for job in self._context.jobs.unfinished():
+            status = job.status
+            if status.state != State.WAITING or status.cancel_by or not status.wake:
+                return job, None
+            wake = datetime.fromisoformat(status.wake)
+            if wake <= now:
+                return job, None
+            seconds = (wake - now).total_seconds()
+            soonest = seconds if soonest is None else min(soonest, seconds)
+        return None, soonest
+
+    def _deliver_events(self) -> None:
+        while not self._stop.is_set():
+            self._events.clear()
+            due = self._context.events.deliver()
+            seconds = SCAN
+            if due is not None:
+                seconds = max(0.2, (due - self._context.clock()).total_seconds())
+            self._events.wait(min(seconds, SCAN))
+
+
+def _first(reasons: tuple[dict[str, str], ...]) -> str:
+    return f": {model.printable(reasons[0]['message'][:300])}" if reasons else ""

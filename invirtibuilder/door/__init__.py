@@ -1,0 +1,1 @@
+"""What stands between the outside and the queue: few imports, no state of its own."""

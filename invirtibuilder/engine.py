@@ -1,0 +1,162 @@
+"""Engines: how a worker, a filter from order to result, is started, adopted and told to stop.
+
+An attempt is one run of an order in a directory of its own. Its worker holds the attempt's lock
+for as long as it lives: a held lock means "adopt it", a free one means that it has ended. The
+lock file's content is the only word to a running worker: once it is not empty, it is to stop.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from invirtibuilder import files
+from invirtibuilder.errors import MachineFault, Unavailable
+from invirtibuilder.run import Detached, detach
+
+GO = b"order\n"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One run of an order: `order.tar`, `result.tar`, `log`, `lock` in a directory."""
+
+    directory: Path
+
+    @property
+    def id(self) -> str:
+        """Unique over all jobs: the job's id and the attempt's own name."""
+        return f"{self.directory.parent.parent.name}.{self.directory.name}"
+
+    @property
+    def order(self) -> Path:
+        return self.directory / "order.tar"
+
+    @property
+    def result(self) -> Path:
+        return self.directory / "result.tar"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "log"
+
+    @property
+    def lock(self) -> Path:
+        return self.directory / "lock"
+
+    @property
+    def started(self) -> bool:
+        """Whether a worker was ever given this attempt."""
+        return self.lock.exists()
+
+    @property
+    def running(self) -> bool:
+        """Whether its worker lives."""
+        try:
+            with files.locked(self.lock, wait=False):
+                return False
+        except files.Busy:
+            return True
+
+    def stop(self) -> None:
+        """Tell its worker to stop."""
+        if self.started:
+            with self.lock.open("wb") as file:
+                file.write(b"cancel\n")
+
+
+class Engine(Protocol):
+    """Starts the worker of an attempt; it ends on its own."""
+
+    def start(self, attempt: Attempt) -> None: ...
+
+
+def _descriptors(stack: ExitStack, attempt: Attempt) -> tuple[int, int, int, int]:
+    """Order, result, log and the held lock, open for the worker alone."""
+
+    def opened(path: Path, flags: int) -> int:
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        stack.callback(os.close, fd)
+        return fd
+
+    order = opened(attempt.order, os.O_RDONLY)
+    result = opened(attempt.result, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = opened(attempt.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    # Read-only: the worker may hold the lock and read the word in it, not write it.
+    os.close(os.open(attempt.lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644))
+    lock = opened(attempt.lock, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return order, result, log, lock
+
+
+class ChildEngine:
+    """The worker as a child of ours that outlives us: one user runs everything."""
+
+    def __init__(self, directory: Path, program: Sequence[str] = ()) -> None:
+        self._directory = directory
+        self._program = tuple(program) or (sys.executable, "-I", "-m", "invirtibuilder")
+        self._children: list[Detached] = []
+
+    def start(self, attempt: Attempt) -> None:
+        # Nobody waits for a worker, its lock tells when it has ended; so reap the earlier ones.
+        self._children = [child for child in self._children if child.poll() is None]
+        with ExitStack() as stack:
+            order, result, log, lock = _descriptors(stack, attempt)
+            argv = [*self._program, "worker", "--directory", str(self._directory)]
+            child = detach(
+                [*argv, "--lock-fd", str(lock)],
+                stdin=order,
+                stdout=result,
+                stderr=log,
+                pass_fds=[lock],
+            )
+            self._children.append(child)
+
+
+class SocketEngine:
+    """The worker as another user's process, over a unix socket that takes the descriptors."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def start(self, attempt: Attempt) -> None:
+        with ExitStack() as stack:
+            fds = _descriptors(stack, attempt)
+            connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            connection.settimeout(30)
+            try:
+                connection.connect(str(self._path))
+                send_descriptors(connection, GO, fds)
+                answer = connection.recv(16)
+            except OSError as error:
+                raise Unavailable(
+                    f"the worker at {self._path} does not answer: {error}",
+                    hint="start `invirtibuilder worker --listen` as the worker's account",
+                    code="no-worker",
+                ) from error
+            if answer != b"started\n":
+                raise Unavailable(f"the worker at {self._path} refused", code="no-worker")
+
+
+def send_descriptors(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    """Send bytes with open descriptors (unix(7), SCM_RIGHTS)."""
+    rights = array.array("i", fds).tobytes()
+    connection.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+
+def receive_descriptors(connection: socket.socket, count: int) -> tuple[bytes, list[int]]:
+    """Receive bytes with exactly `count` descriptors. Raises MachineFault."""
+    data, fds, flags, _ = socket.recv_fds(connection, 64, count, socket.MSG_CMSG_CLOEXEC)
+    if len(fds) != count or flags & socket.MSG_CTRUNC:
+        for fd in fds:
+            os.close(fd)
+        raise MachineFault(f"expected {count} descriptors, got {len(fds)}")
+    return data, fds

@@ -1,0 +1,95 @@
+"""Making and keeping what a site has on disk: directories, repositories, pockets."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from invirtibuilder import files
+from invirtibuilder.config import Pocket, Site
+from invirtibuilder.errors import Malformed, NotFound
+from invirtibuilder.gitrepo import Repository
+from invirtibuilder.spool import Spool
+from invirtibuilder.stages.context import Context
+from invirtibuilder.stages.publish import first_publication
+from invirtibuilder.superproject import Superproject
+
+
+def ensure_site(site: Site) -> None:
+    """Make every directory and repository that the configuration implies; safe to repeat."""
+    for path in (site.jobs, site.packages, site.archive, site.origs, site.events):
+        path.mkdir(parents=True, exist_ok=True)
+    site.socket.parent.mkdir(exist_ok=True)
+    Spool(site.queue).create()
+    Superproject.create(site.superproject, head=next(iter(site.pockets.values())).branch)
+    write_push_rules(site)
+
+
+def write_push_rules(site: Site) -> None:
+    """What the repositories' hooks know of the pockets."""
+    pockets = {
+        pocket.name: {
+            "branch": pocket.branch,
+            "allow_backtracking": pocket.allow_backtracking,
+            "tag_format": pocket.tag_format,
+        }
+        for pocket in site.pockets.values()
+    }
+    files.write_json(site.push_rules, {"pockets": pockets})
+
+
+def push_hook(site: Site, package: str) -> list[str]:
+    """The pre-receive program of a package's repository."""
+    return [
+        *(sys.executable, "-I", "-m", "invirtibuilder.door.receive"),
+        *("--superproject", str(site.superproject)),
+        *("--pockets", str(site.push_rules)),
+        *("--package", package),
+    ]
+
+
+def create_package(site: Site, package: str, source: Path | None = None) -> Repository:
+    """Make a package's bare repository, or bring its hook up to date; take `source` over."""
+    ensure_site(site)
+    path = site.package_repository(package)
+    repository = Repository.create(
+        path,
+        hook=push_hook(site, package),
+        max_size=site.max_push,
+        description=f"Debian package {package}",
+    )
+    if source is not None:
+        repository.import_from(source)
+    return repository
+
+
+def package_names(site: Site) -> list[str]:
+    """The packages that have a repository here, sorted."""
+    if not site.packages.is_dir():
+        return []
+    return sorted(p.name.removesuffix(".git") for p in site.packages.glob("*.git") if p.is_dir())
+
+
+def ensure_pocket(context: Context, pocket: Pocket) -> None:
+    """Make a pocket's archive with a first, empty publication; safe to repeat."""
+    (context.site.archive / pocket.name).mkdir(parents=True, exist_ok=True)
+    first_publication(context, pocket)
+
+
+def add_pocket(file: Path, name: str, settings: dict[str, str]) -> str:
+    """The configuration's text with one more pocket, comments kept. Raises Malformed, NotFound."""
+    text = file.read_text()
+    found = re.search(r"^pockets:[ \t]*(#.*)?\n", text, re.MULTILINE)
+    if not found:
+        raise NotFound(f"{file} has no line `pockets:`", hint=f"add the pocket {name} by hand")
+    if re.search(rf"^  {re.escape(name)}:", text, re.MULTILINE):
+        raise Malformed(f"{file} has a pocket {name} already", code="pocket-exists")
+    lines = [f"  {name}:", *(f"    {key}: {value}" for key, value in settings.items())]
+    return text[: found.end()] + "\n".join(lines) + "\n" + text[found.end() :]
+
+
+def shown_command(*words: str) -> str:
+    """A command line of ours as a person would type it."""
+    return shlex.join(["invirtibuilder", *words])

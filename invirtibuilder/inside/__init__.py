@@ -1,0 +1,1 @@
+"""Programs for inside a sandbox: Debian's Python and its standard library, nothing of ours."""

@@ -1,0 +1,83 @@
+"""Collect results: a tar of plain files from a hostile tree, on standard output.
+
+    python3 -I collect.py source DIRECTORY    DIRECTORY/out/* and its report.json
+    python3 -I collect.py binary DIRECTORY    DIRECTORY/*.deb, *.udeb, *.buildinfo
+
+Runs in a sandbox of its own after everything of the build has ended. Whatever is not a regular
+file is left out and named in the report. The last member is `report.json`; for binaries it has
+the control fields of each `.deb`, as `dpkg-deb` reads them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+import tarfile
+from typing import Any, BinaryIO
+
+SUFFIXES = {"source": ("",), "binary": (".deb", ".udeb", ".buildinfo")}
+FIELDS = ("Package", "Source", "Version", "Architecture", "Section", "Priority", "Description")
+
+
+def main(mode: str, directory: str) -> None:
+    folder = os.path.join(directory, "out") if mode == "source" else directory
+    report: dict[str, Any] = {}
+    problems: list[str] = []
+    debs: dict[str, dict[str, str]] = {}
+    with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", format=tarfile.GNU_FORMAT) as tar:
+        for name in sorted(os.listdir(folder)):
+            if not name.endswith(SUFFIXES[mode]) or name.startswith("."):
+                continue
+            try:
+                with open_regular(os.path.join(folder, name)) as file:
+                    if mode == "source" and name == "report.json":
+                        report = json.load(file)
+                        continue
+                    if name.endswith("deb"):
+                        debs[name] = control(name, os.path.join(folder, name))
+                    add(tar, name, os.fstat(file.fileno()).st_size, file)
+            except (OSError, ValueError) as error:
+                problems.append(f"{name}: {error}"[:500])
+        if mode == "binary":
+            report = {"debs": debs, "problems": problems[:50]}
+        data = json.dumps(report).encode()
+        add(tar, "report.json", len(data), io.BytesIO(data))
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Open a regular file, never through a link and never waiting on a FIFO."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError("not a regular file")
+    return os.fdopen(fd, "rb")
+
+
+def add(tar: tarfile.TarFile, name: str, size: int, content: BinaryIO | io.BytesIO) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    info.mode = 0o644
+    tar.addfile(info, content)
+
+
+def control(name: str, path: str) -> dict[str, str]:
+    """The fields that the daemon must know, each on one line."""
+    done = subprocess.run(
+        ["dpkg-deb", "--show", "--showformat", "".join(f"${{{f}}}\\0" for f in FIELDS), path],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    values = done.stdout.decode("utf-8", "replace").split("\0")
+    if done.returncode != 0 or len(values) != len(FIELDS) + 1:
+        raise ValueError(f"{name} is not a Debian package: {done.stderr[-300:]!r}")
+    return {f: v.split("\n", 1)[0][:1000] for f, v in zip(FIELDS, values)}  # noqa: B905
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

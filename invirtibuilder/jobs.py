@@ -1,0 +1,211 @@
+"""A job, its facts and its state, in a directory of its own.
+
+jobs/ID/request.json   the submission as it was accepted
+jobs/ID/state.json     state, stage, reasons: replaced at each move
+jobs/ID/journal        one line a move or remark, with UTC time: the short log
+jobs/ID/STAGE.json     the facts that a stage wrote; a stage with facts is done
+jobs/ID/attempts/      runs of orders, each with its full log
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from invirtibuilder import files, model
+from invirtibuilder.errors import NotFound, Reason
+from invirtibuilder.spool import Request, parse
+from invirtibuilder.states import FINAL, State, check_move
+
+Clock = Callable[[], datetime]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """Where a job is and why. Public: anybody who may read the site's state sees it."""
+
+    state: State
+    stage: str
+    since: str
+    reasons: tuple[dict[str, str], ...] = ()
+    blame: str = ""
+    version: str = ""
+    commit: str = ""
+    wake: str = ""  # a waiting job is looked at again then
+    cancel_by: str = ""
+
+    @property
+    def final(self) -> bool:
+        return self.state in FINAL
+
+
+class Job:
+    """One job. Only the daemon writes; anybody may read."""
+
+    def __init__(self, directory: Path, clock: Clock = model.utcnow) -> None:
+        self.directory = directory
+        self.id = directory.name
+        self._clock = clock
+        self.request: Request = parse(files.read_json(directory / "request.json"))
+
+    @property
+    def pocket(self) -> str:
+        return self.request.args[0]
+
+    @property
+    def package(self) -> str:
+        return self.request.args[1] if self.request.action == "submit" else ""
+
+    @property
+    def committish(self) -> str:
+        return self.request.args[2]
+
+    @property
+    def status(self) -> Status:
+        """The state as it is on disk now."""
+        value = files.read_json(self.directory / "state.json")
+        value["state"] = State(value["state"])
+        value["reasons"] = tuple(value["reasons"])
+        return Status(**value)
+
+    def move(
+        self,
+        new: State,
+        why: str = "",
+        *,
+        reasons: Sequence[Reason] = (),
+        blame: str = "",
+        wake: datetime | None = None,
+    ) -> None:
+        """Go to another state, or raise IllegalMove. Journal first, then the state itself."""
+        old = self.status
+        check_move(old.state, new)
+        self.remark(f"{old.state} -> {new}" + (f": {why}" if why else ""))
+        self._write(
+            replace(
+                old,
+                state=new,
+                since=model.iso(self._clock()),
+                reasons=tuple(r.as_json() for r in reasons),
+                blame=blame,
+                wake=model.iso(wake) if wake else "",
+            )
+        )
+
+    def note(self, *, stage: str = "", version: str = "", commit: str = "") -> None:
+        """Record where the pipeline is, without a move."""
+        old = self.status
+        new = replace(
+            old,
+            stage=stage or old.stage,
+            version=version or old.version,
+            commit=commit or old.commit,
+        )
+        if new != old:
+            self._write(new)
+
+    def remark(self, text: str) -> None:
+        """Append one line to the journal."""
+        line = f"{model.iso(self._clock())} {model.printable(text)}\n"
+        fd = os.open(
+            self.directory / "journal",
+            os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW,
+            0o644,
+        )
+        with os.fdopen(fd, "wb") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def ask_cancel(self, principal: str) -> None:
+        """Record that somebody wants this job to stop; the pipeline looks at every turn."""
+        self.remark(f"cancel asked for by {principal}")
+        self._write(replace(self.status, cancel_by=principal))
+
+    @property
+    def cancel_asked(self) -> str:
+        """Who asked for a cancel, or nothing."""
+        return self.status.cancel_by
+
+    def fact(self, stage: str) -> dict[str, Any] | None:
+        """What a stage wrote, or None when it is not done."""
+        try:
+            value = files.read_json(self.directory / f"{stage}.json", limit=64 << 20)
+        except FileNotFoundError:
+            return None
+        return dict(value)
+
+    def need(self, stage: str) -> dict[str, Any]:
+        """The facts of an earlier stage, which must be there."""
+        value = self.fact(stage)
+        if value is None:
+            raise RuntimeError(f"job {self.id}: stage {stage} has left no facts")
+        return value
+
+    def write_fact(self, stage: str, value: dict[str, Any]) -> None:
+        """Write a stage's facts: from now on the stage is done."""
+        files.write_json(self.directory / f"{stage}.json", value)
+
+    def _write(self, status: Status) -> None:
+        files.write_json(self.directory / "state.json", asdict(status))
+
+
+class Jobs:
+    """All jobs of a site."""
+
+    def __init__(self, directory: Path, clock: Clock = model.utcnow) -> None:
+        self.directory = directory
+        self._clock = clock
+
+    def create(self, request: Request) -> Job:
+        """Make a job of a submission, or return it when it exists already."""
+        target = self.directory / request.id
+        if not target.exists():
+            beside = self.directory / f".{request.id}"
+            files.remove_tree(beside)
+            (beside / "attempts").mkdir(parents=True)
+            files.write_json(beside / "request.json", request.as_json())
+            status = Status(state=State.QUEUED, stage="", since=model.iso(self._clock()))
+            files.write_json(beside / "state.json", asdict(status))
+            beside.rename(target)
+            files.sync_directory(self.directory)
+            Job(target, self._clock).remark(
+                f"queued: {' '.join((request.action, *request.args))}"
+                f" by {request.principal} via {request.via}"
+            )
+        return Job(target, self._clock)
+
+    def names(self) -> list[str]:
+        """All ids, in order of arrival."""
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in names if model.JOB.fullmatch(name))
+
+    def get(self, name: str) -> Job:
+        """The job whose id is, or alone contains, `name`. Raises NotFound."""
+        found = [n for n in self.names() if n == name] or [
+            n for n in self.names() if name and name in n
+        ]
+        if len(found) != 1:
+            many = "several jobs match" if found else "no such job"
+            raise NotFound(
+                f"{many}: {model.printable(name)[:80]}",
+                hint=f"one of {', '.join(found[:5])}" if found else "`status` lists jobs",
+                code="no-job",
+            )
+        return Job(self.directory / found[0], self._clock)
+
+    def all(self) -> Iterator[Job]:
+        """Every job, oldest first."""
+        for name in self.names():
+            yield Job(self.directory / name, self._clock)
+
+    def unfinished(self) -> list[Job]:
+        """Jobs without a final state, oldest first."""
+        return [job for job in self.all() if not job.status.final]

@@ -1,0 +1,1 @@
+"""Phases: what a worker does for an order, each in a sandbox of its own."""

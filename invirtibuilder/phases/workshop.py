@@ -1,0 +1,172 @@
+"""What every phase needs: the order, the base, scratch trees, sandboxes and the log."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from invirtibuilder import inside, model, tarsafe
+from invirtibuilder.errors import Cancelled, Fault, PackageFault
+from invirtibuilder.order import Order
+from invirtibuilder.run import quoted
+from invirtibuilder.sandbox.base import Base, BaseSpec, make_base
+from invirtibuilder.sandbox.contract import Bind, Command, Limits, Outcome, Proxy
+from invirtibuilder.sandbox.ids import Ids, make_tree
+from invirtibuilder.sandbox.userns import UserNamespace
+
+RECEIVE = 'tar -xf - -C "$1" && chown -R 1000:1000 "$1"'
+"""A constant program: unpack what comes in, for the unprivileged user."""
+
+
+@dataclass(kw_only=True)
+class Workshop:
+    """One order's place of work."""
+
+    order: Order
+    content: IO[bytes]
+    directory: Path
+    scratch: Path
+    ids: Ids
+    log_fd: int
+    cancelled: Callable[[], bool]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def stage(self, text: str) -> None:
+        """A line of the log: what begins now, with UTC time."""
+        os.write(self.log_fd, f"== {model.iso(model.utcnow())} {text}\n".encode())
+
+    def base(self, *, refresh: bool = False) -> Base:
+        """The base that the order's room asks for; made when there is none yet."""
+        room = self.order.room
+        spec = BaseSpec(
+            suite=room.suite, architecture=room.architecture, sources=room.sources, keys={}
+        )
+        base = make_base(spec, self.directory / "bases", self.ids, log=self.log_fd, refresh=refresh)
+        self.environment["base"] = base.digest
+        return base
+
+    def tree(self, name: str) -> Path:
+        """A new scratch directory that belongs to the sandbox's root."""
+        path = self.scratch / name
+        make_tree(self.ids, path)
+        return path
+
+    def sandbox(
+        self, lowers: Sequence[Path], *, upper: Path | None = None, binds: Sequence[Bind] = ()
+    ) -> UserNamespace:
+        """A sandbox over these layers (topmost first); read-only without an upper."""
+        room = self.order.room.limits
+        limits = Limits(
+            seconds=room.seconds,
+            idle_seconds=room.idle_seconds,
+            memory=room.memory,
+            processes=room.processes,
+            file_size=room.file_size,
+            cpu_seconds=room.cpu_seconds,
+        )
+        return UserNamespace(
+            ids=self.ids, lowers=tuple(lowers), scratch=upper, binds=tuple(binds), limits=limits
+        )
+
+    def run(
+        self,
+        sandbox: UserNamespace,
+        argv: Sequence[str],
+        *,
+        user: str = "build",
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        stdin: int | None = None,
+        stdout: int | None = None,
+        proxy: Proxy | None = None,
+        fault: type[Fault] = PackageFault,
+        what: str = "",
+    ) -> None:
+        """Run one command in a sandbox, its output in the log.
+
+        Raises `fault` when it fails, with the end of the output, and Cancelled.
+        """
+        os.write(self.log_fd, f"+ {quoted(argv)}\n".encode())
+        with self._watched() as (output, tail):
+            command = Command(
+                argv=tuple(argv),
+                user="root" if user == "root" else "build",
+                env=env or {},
+                cwd=cwd,
+                stdin=stdin,
+                stdout=stdout if stdout is not None else output,
+                stderr=output,
+                proxy=proxy,
+            )
+            outcome = sandbox.run(command, cancelled=self.cancelled)
+        self._judge(outcome, what or argv[0], fault, tail())
+
+    @contextmanager
+    def _watched(self) -> Iterator[tuple[int, Callable[[], str]]]:
+        """The log's descriptor, and what was written to the log since, at most its last 4 KiB."""
+        if not stat.S_ISREG(os.fstat(self.log_fd).st_mode):
+            yield self.log_fd, lambda: ""
+            return
+        start = os.fstat(self.log_fd).st_size
+        reader = os.open(f"/proc/self/fd/{self.log_fd}", os.O_RDONLY)
+
+        def tail() -> str:
+            end = os.fstat(self.log_fd).st_size
+            begin = max(start, end - 4096)
+            data = os.pread(reader, end - begin, begin)
+            os.close(reader)
+            return data.decode("utf-8", "replace")
+
+        yield self.log_fd, tail
+
+    def _judge(self, outcome: Outcome, what: str, fault: type[Fault], output: str) -> None:
+        if outcome.limit == "cancelled":
+            raise Cancelled("the order was cancelled")
+        if outcome.limit:
+            raise PackageFault(
+                f"{what} exceeded the limit on {outcome.limit} after {outcome.seconds:.0f} s",
+                code=f"limit-{outcome.limit}",
+                hint="the log says what it was doing; `limits` in the pocket's configuration",
+            )
+        if outcome.code != 0:
+            lines = [line for line in output.splitlines() if not line.startswith("== ")][-12:]
+            raise fault(
+                "\n".join([f"{what} failed with exit code {outcome.code}", *lines]),
+                hint="the log has it all",
+            )
+
+    def receive(self, lowers: Sequence[Path], tree: Path) -> None:
+        """Unpack the order's content into a tree, inside a sandbox, for the build user."""
+        self.content.seek(0)
+        os.lseek(self.content.fileno(), 0, os.SEEK_SET)
+        room = self.sandbox(lowers, binds=[Bind(source=tree, target="/mnt", writable=True)])
+        argv = ["/bin/sh", "-ec", RECEIVE, "receive", "/mnt"]
+        self.run(room, argv, user="root", stdin=self.content.fileno(), what="unpacking the order")
+
+    def filled(self, lowers: Sequence[Path], name: str, content: Mapping[str, bytes]) -> Path:
+        """A new scratch tree with these files, unpacked inside a sandbox."""
+        tree = self.tree(name)
+        packed = self.scratch / f"{name}.tar"
+        with packed.open("w+b") as stream:
+            writer = tarsafe.Writer(stream)
+            for path, data in sorted(content.items()):
+                writer.add_bytes(path, data)
+            writer.close()
+            stream.flush()
+            os.lseek(stream.fileno(), 0, os.SEEK_SET)
+            room = self.sandbox(lowers, binds=[Bind(source=tree, target="/mnt", writable=True)])
+            argv = ["tar", "-xf", "-", "-C", "/mnt"]
+            self.run(room, argv, user="root", stdin=stream.fileno(), what=f"unpacking {name}")
+        packed.unlink()
+        return tree
+
+    def programs(self, lowers: Sequence[Path]) -> Bind:
+        """Our own programs for inside, as a read-only directory at /inside."""
+        source = Path(inside.__file__).parent
+        programs = {p.name: p.read_bytes() for p in source.glob("*.py")}
+        return Bind(source=self.filled(lowers, "inside", programs), target="/inside")

@@ -1,0 +1,131 @@
+"""The line: one tuple of stages and one loop. A job goes on after the last written fact."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from invirtibuilder.errors import Blame, Cancelled, Fault, Reason, Refused
+from invirtibuilder.jobs import Job
+from invirtibuilder.stages.admit import admit
+from invirtibuilder.stages.announce import announce
+from invirtibuilder.stages.build import build
+from invirtibuilder.stages.context import Context, Stopping, Wait
+from invirtibuilder.stages.events import log_tail, payload
+from invirtibuilder.stages.export import export
+from invirtibuilder.stages.notify import notify
+from invirtibuilder.stages.publish import publish
+from invirtibuilder.stages.verify import verify
+from invirtibuilder.states import State
+
+Stage = Callable[[Context, Job], dict[str, Any]]
+
+STAGES: tuple[tuple[str, Stage], ...] = (
+    ("admit", admit),
+    ("announce", announce),
+    ("export", export),
+    ("build", build),
+    ("verify", verify),
+    ("publish", publish),
+    ("notify", notify),
+)
+
+VERDICT = "verdict"
+RETRY = timedelta(seconds=30)
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def advance(context: Context, job: Job) -> None:
+    """Take a job as far as it goes now: to a final state, or until it has to wait.
+
+    Raises Stopping when the daemon is to end; the job then goes on with the next daemon.
+    """
+    if job.status.state in (State.QUEUED, State.WAITING):
+        job.move(State.RUNNING)
+    try:
+        for name, stage in STAGES:
+            if job.fact(VERDICT) is not None:
+                break
+            if job.fact(name) is not None:
+                continue
+            if context.stopping():
+                raise Stopping
+            # What is published stays published: a cancel comes too late then.
+            if job.cancel_asked and job.fact("publish") is None:
+                raise Cancelled(f"cancelled by {job.cancel_asked}")
+            job.note(stage=name)
+            job.remark(name)
+            job.write_fact(name, stage(context, job))
+    except Wait as wait:
+        job.move(State.WAITING, str(wait), reasons=_waiting(str(wait)), wake=wait.wake)
+        return
+    except Stopping:
+        raise
+    except Cancelled as fault:
+        _decide(job, State.CANCELLED, fault.reasons, Blame.REQUEST)
+    except Refused as fault:
+        _decide(job, State.REFUSED, fault.reasons, Blame.REQUEST)
+    except Fault as fault:
+        _decide(job, State.FAILED, fault.reasons, fault.blame)
+    except OSError as error:
+        if error.errno in FULL:
+            why = f"the disk is full: {error}"
+            job.move(State.WAITING, why, reasons=_waiting(why), wake=context.clock() + RETRY)
+            return
+        _our_fault(job, error)
+    except Exception as error:  # the one broad catch: a defect must not stop the line
+        _our_fault(job, error)
+    _conclude(context, job)
+
+
+def _waiting(why: str) -> list[Reason]:
+    return [Reason(code="waiting", message=why)]
+
+
+def _our_fault(job: Job, error: Exception) -> None:
+    (job.directory / "traceback").write_text("".join(traceback.format_exception(error)))
+    reason = Reason(
+        code="defect",
+        message=f"a defect of ours: {error!r}",
+        hint=f"please report it with {job.directory}/traceback; `retry` may help",
+    )
+    _decide(job, State.FAILED, [reason], Blame.MACHINE)
+
+
+def _decide(job: Job, state: State, reasons: Sequence[Reason], blame: Blame) -> None:
+    """Write the verdict down before anybody is told of it, so that it stands."""
+    job.write_fact(
+        VERDICT,
+        {"state": state, "reasons": [r.as_json() for r in reasons], "blame": blame},
+    )
+
+
+def _conclude(context: Context, job: Job) -> None:
+    """From the verdict to the final state, by way of the hooks' queue."""
+    verdict = job.fact(VERDICT)
+    if verdict is None:
+        publication = job.need("publish")["publication"]
+        job.move(State.PUBLISHED, f"publication {publication}")
+        return
+    state = State(verdict["state"])
+    reasons = [Reason(**r) for r in verdict["reasons"]]
+    tail = log_tail(job) if state == State.FAILED else ""
+    told = payload(
+        context, job, state=state, reasons=reasons, blame=verdict["blame"], log_tail=tail
+    )
+    context.events.queue(job.id, "failed", told)
+    _let_go(context, job)
+    why = "; ".join(r.message.split("\n", 1)[0] for r in reasons)
+    job.move(state, why, reasons=reasons, blame=verdict["blame"])
+
+
+def _let_go(context: Context, job: Job) -> None:
+    """Drop the refs that held the objects of a job that is over."""
+    if not context.site.package_repository(job.package).is_dir():
+        return
+    repository = context.repository(job.package)
+    for name in repository.refs(f"refs/invirtibuilder/jobs/{job.id}/"):
+        repository.unkeep(name)

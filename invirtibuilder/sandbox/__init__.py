@@ -1,0 +1,1 @@
+"""Where submitted content is unpacked and run: caged, without network, within limits."""

@@ -1,0 +1,298 @@
+"""Bases: a minimal Debian tree for a pocket, and a layer of tools over it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from invirtibuilder.errors import RoomFault
+from invirtibuilder.files import locked, read_json, write_json
+from invirtibuilder.model import iso, stamp, utcnow
+from invirtibuilder.sandbox import helper, sources
+from invirtibuilder.sandbox.contract import BUILD_ID, Bind, Command, Limits, Proxy
+from invirtibuilder.sandbox.ids import Ids, enter, finish, make_tree, remove_tree
+from invirtibuilder.sandbox.userns import UserNamespace
+
+SECONDS = 1800.0
+"""How long each step of making a base may take; a slow mirror is the usual cause."""
+
+TOOLS = ("git", "pristine-tar", "python3", "dpkg-dev", "xz-utils", "bzip2", "gpg", "gpgv")
+INCLUDE = ("build-essential", "fakeroot")
+FORMAT = 1
+"""Part of the key: raised when the same spec is to make another base."""
+
+
+def _no_keys() -> Mapping[str, str]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSpec:
+    """What a base is made from.
+
+    `sources` are deb822 stanzas; Signed-By names files of /usr/share/keyrings, or of `keys`
+    (name to ASCII-armoured key).
+    """
+
+    suite: str
+    architecture: str
+    sources: str
+    keys: Mapping[str, str] = field(default_factory=_no_keys)
+    include: tuple[str, ...] = INCLUDE
+    tools: tuple[str, ...] = TOOLS
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all of it, in hexadecimal."""
+        text = json.dumps({**asdict(self), "format": FORMAT}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A base on disk.
+
+    `root` is for builds. `tools` is an overlay layer over it, with what source export and
+    inspection need: mount (tools, root). `digest` is the SHA-256 of root's content, times of
+    modification left out. `made` is an ISO 8601 time.
+    """
+
+    directory: Path
+    root: Path
+    tools: Path
+    digest: str
+    made: str
+
+
+def make_base(
+    spec: BaseSpec, directory: Path, ids: Ids, *, log: int, refresh: bool = False
+) -> Base:
+    """The base of this spec in `directory`, made unless it is there; with `refresh`, made anew.
+
+    Two callers make it once. Older ones stay, for builds that use them. Raises RoomFault when
+    it cannot be made, MachineFault.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    before = current(spec, directory)
+    if before and not refresh:
+        return before
+    with locked(directory / f"{spec.key}.lock"):
+        now = current(spec, directory)
+        if now and (not refresh or now != before):
+            return now
+        return _make(spec, directory / spec.key, ids, log)
+
+
+def current(spec: BaseSpec, directory: Path) -> Base | None:
+    """The newest complete base of this spec, if there is one."""
+    place = directory / spec.key / "current"
+    try:
+        place = place.parent / os.readlink(place)  # noqa: PTH115
+        record = read_json(place / "base.json")
+    except FileNotFoundError:
+        return None
+    return Base(
+        directory=place,
+        root=place / "root",
+        tools=place / "tools" / "upper",
+        digest=str(record["digest"]),
+        made=str(record["made"]),
+    )
+
+
+def _make(spec: BaseSpec, directory: Path, ids: Ids, log: int) -> Base:
+    directory.mkdir(exist_ok=True)
+    for half_made in directory.glob(".new-*"):
+        _remove(ids, half_made)
+    new = directory / f".new-{secrets.token_hex(4)}"
+    new.mkdir()
+    try:
+        make_tree(ids, new / "root")
+        _bootstrap(spec, new / "root", ids, log)
+        _furnish(spec, new / "root", ids)
+        digest = _digest(new / "root", ids, log)
+        make_tree(ids, new / "tools")
+        _install_tools(spec, new, ids, log)
+        made = utcnow()
+        write_json(new / "base.json", {"digest": digest, "made": iso(made), "spec": asdict(spec)})
+        name = f"{stamp(made)}-{digest[:16]}"
+        new.rename(directory / name)
+    except BaseException:
+        _remove(ids, new)
+        raise
+    link = directory / ".new-current"
+    link.unlink(missing_ok=True)
+    link.symlink_to(name)
+    link.rename(directory / "current")
+    base = current(spec, directory.parent)
+    if base is None:
+        raise RoomFault(f"{directory / name} is gone")
+    return base
+
+
+def _remove(ids: Ids, half_made: Path) -> None:
+    if half_made.is_symlink():
+        half_made.unlink()
+        return
+    for tree in ("root", "tools"):
+        remove_tree(ids, half_made / tree)
+    (half_made / "base.json").unlink(missing_ok=True)
+    half_made.rmdir()
+
+
+def _bootstrap(spec: BaseSpec, root: Path, ids: Ids, log: int) -> None:
+    text = sources.with_keys(spec.sources, frozenset(spec.keys), f"{helper.PLACE}/keys")
+    keys = {f"keys/{name}": key for name, key in spec.keys.items()}
+    argv = [
+        "/usr/bin/mmdebstrap",
+        *("--mode=unshare", "--variant=buildd", "--format=directory", "--quiet"),
+        f"--architectures={spec.architecture}",
+        f"--include={','.join(spec.include)}",
+        '--aptopt=Acquire::Languages "none"',
+        '--aptopt=Acquire::Retries "3"',
+        '--aptopt=APT::Install-Recommends "false"',
+        "--dpkgopt=force-unsafe-io",
+        *(spec.suite, f"{helper.PLACE}/root", f"{helper.PLACE}/base.sources"),
+    ]
+    entered = helper.start(
+        ids,
+        argv,
+        directories={"root": root},
+        files={**keys, "base.sources": text},
+        output=log,
+        errors=log,
+        # A date of its own would make the same packages give another digest (passwd(1)).
+        env={"TMPDIR": helper.PLACE, "SOURCE_DATE_EPOCH": "1577836800"},
+    )
+    code = finish(entered, seconds=SECONDS)
+    if code != 0:
+        raise RoomFault(
+            f"mmdebstrap exits with {code}",
+            hint="its output is in the log: is the mirror reachable, and has it this suite?",
+            code="base",
+        )
+
+
+def _furnish(spec: BaseSpec, root: Path, ids: Ids) -> None:
+    """Write what mmdebstrap leaves as the machine's, and the user for builds."""
+    build = f"build:x:{BUILD_ID}:{BUILD_ID}:build:/nonexistent:/bin/sh\n"
+    keep = {
+        "etc/passwd": build,
+        "etc/group": f"build:x:{BUILD_ID}:\n",
+        "etc/shadow": "build:*:18262:0:99999:7:::\n",
+    }
+    text = sources.with_keys(spec.sources, frozenset(spec.keys))
+    write = {
+        "etc/resolv.conf": b"",
+        "etc/hostname": b"build\n",
+        "etc/hosts": b"127.0.0.1 localhost build\n::1 localhost\n",
+        "etc/apt/sources.list": b"",
+        "etc/apt/sources.list.d/base.sources": text.encode(),
+        **{f"etc/apt/keyrings/{name}": key.encode() for name, key in spec.keys.items()},
+    }
+    for keyring in sources.keyrings(text):
+        path = Path(keyring)
+        if path.is_file():
+            write[keyring.lstrip("/")] = path.read_bytes()
+    opened: list[int] = []
+
+    def body(_: socket.socket) -> int:
+        # The tree is Debian's own; yet no link in it may lead to the machine's files.
+        os.fchdir(opened[0])
+        os.chroot(".")
+        for old in Path("/etc/apt/sources.list.d").iterdir():
+            old.unlink()
+        for name, content in write.items():
+            path = Path("/", name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            path.write_bytes(content)
+            path.chmod(0o644)
+        for name, line in keep.items():
+            with Path("/", name).open("a") as file:
+                file.write(line)
+        Path("/var/lib/apt/lists/partial").mkdir(parents=True, exist_ok=True)
+        return 0
+
+    def open_root() -> None:
+        opened.append(os.open(root, os.O_RDONLY | os.O_DIRECTORY))
+
+    finish(enter(ids, 0, body, as_caller=open_root), seconds=60)
+
+
+def _digest(root: Path, ids: Ids, log: int) -> str:
+    argv = [
+        "/usr/bin/tar",
+        *(
+            "--create",
+            f"--directory={helper.PLACE}/root",
+            "--sort=name",
+            "--mtime=@0",
+            "--numeric-owner",
+        ),
+        *("--format=posix", "--pax-option=delete=atime,delete=ctime", "--one-file-system"),
+        *("--xattrs", "--xattrs-include=security.capability", "--file=-", "."),
+    ]
+    reader, writer = os.pipe()
+    with open(reader, "rb") as stream:  # noqa: PTH123
+        entered = helper.start(
+            ids,
+            argv,
+            directories={"root": root},
+            files={},
+            output=writer,
+            errors=log,
+            env={},
+        )
+        os.close(writer)
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if finish(entered, seconds=SECONDS) != 0:
+        raise RoomFault("the made base cannot be read", code="base")
+    return digest
+
+
+def _install_tools(spec: BaseSpec, new: Path, ids: Ids, log: int) -> None:
+    text, allowed = sources.inside(sources.with_keys(spec.sources, frozenset(spec.keys)))
+    own = new / "tools.sources"
+    own.write_text(text)
+    apt = (
+        *("apt-get", "-y", "-q", "-oDir::Etc::SourceParts=/dev/null"),
+        "-oDir::Etc::SourceList=/run/tools.sources",
+    )
+    room = UserNamespace(
+        ids=ids,
+        lowers=(new / "root",),
+        scratch=new / "tools",
+        binds=(Bind(source=own, target="/run/tools.sources"),),
+        limits=Limits(seconds=SECONDS),
+    )
+    steps = (
+        (*apt, "update"),
+        (*apt, "install", "--no-install-recommends", *spec.tools),
+        ("sh", "-c", "rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives"),
+        ("mkdir", "-p", "/var/lib/apt/lists/partial", "/var/cache/apt/archives/partial"),
+    )
+    for argv in steps:
+        command = Command(
+            argv=argv,
+            user="root",
+            env={"DEBIAN_FRONTEND": "noninteractive"},
+            stdout=log,
+            stderr=log,
+            proxy=Proxy(allowed=allowed),
+        )
+        outcome = room.run(command)
+        if outcome.code != 0:
+            raise RoomFault(
+                f"the tools of the base cannot be installed: {argv[0]} ends with {outcome.code}"
+                + (f" ({outcome.limit})" if outcome.limit else ""),
+                hint="its output is in the log",
+                code="base",
+            )
+    own.unlink()

@@ -1,0 +1,90 @@
+"""Layers: sets of installed build dependencies over a base, named by what went into them."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from invirtibuilder import files
+from invirtibuilder.sandbox.ids import Ids, make_tree, remove_tree
+from invirtibuilder.sandbox.userns import upper_of
+
+KEPT = 24
+"""Layers kept beyond those in use; the least recently used go first."""
+
+
+def key(base: str, packages: Iterable[str], profiles: Iterable[str]) -> str:
+    """A layer's name: SHA-256 over the base's digest, each package's SHA-256 and the profiles."""
+    parts = [f"base {base}", *sorted(f"package {p}" for p in packages)]
+    parts += sorted(f"profile {p}" for p in profiles)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@contextmanager
+def held(store: Path, name: str) -> Iterator[Path | None]:
+    """The layer's directory, not removed while the block runs; None when there is none."""
+    try:
+        fd = os.open(store / name / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        # It may have been removed between the opening and the lock.
+        layer = upper_of(store / name / "tree")
+        if os.fstat(fd).st_nlink and layer.is_dir():
+            os.utime(fd)
+            yield layer
+        else:
+            yield None
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def made(store: Path, name: str, ids: Ids) -> Iterator[Path]:
+    """A scratch tree to install into; it becomes the layer when the block ends well."""
+    beside = Path(tempfile.mkdtemp(prefix=".new-", dir=store))
+    beside.chmod(0o711)
+    try:
+        with files.locked(beside / "lock"):
+            make_tree(ids, beside / "tree")
+            yield beside / "tree"
+            # Another worker may have been faster: its layer holds the same.
+            with suppress(OSError):
+                beside.rename(store / name)
+    finally:
+        if beside.exists():
+            discard(beside, ids)
+    collect(store, ids)
+
+
+def collect(store: Path, ids: Ids) -> None:
+    """Remove what was left half-made, and the least recently used layers beyond KEPT."""
+    for leftover in store.glob(".new-*"):
+        _discard_free(leftover, ids)
+    layers = sorted(
+        (p for p in store.iterdir() if not p.name.startswith(".") and (p / "lock").exists()),
+        key=lambda p: (p / "lock").stat().st_mtime,
+        reverse=True,
+    )
+    for layer in layers[KEPT:]:
+        _discard_free(layer, ids)
+
+
+def _discard_free(layer: Path, ids: Ids) -> None:
+    with suppress(files.Busy, FileNotFoundError), files.locked(layer / "lock", wait=False):
+        (layer / "lock").unlink()
+        discard(layer, ids)
+
+
+def discard(layer: Path, ids: Ids) -> None:
+    """Remove a layer's directory, whatever is in it."""
+    if (layer / "tree").exists():
+        remove_tree(ids, layer / "tree")
+    files.remove_tree(layer)

@@ -1,0 +1,194 @@
+"""The queue directory: one JSON file a request, whole or not at all, taken in order of arrival."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from invirtibuilder import files, model
+from invirtibuilder.errors import Malformed, Unavailable
+
+VERSION = 1
+MAX_BYTES = 64 << 10
+# Action -> how each of its arguments is checked.
+ACTIONS = {
+    "submit": (model.pocket_name, model.package_name, model.committish),
+    "cancel": (model.job_id,),
+    "retry": (model.job_id,),
+    "base-refresh": (model.pocket_name,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What somebody asks for: an entry of the queue."""
+
+    id: str
+    action: str
+    args: tuple[str, ...]
+    principal: str
+    via: str
+    addr: str
+    time: str
+
+    @classmethod
+    def new(
+        cls,
+        action: str,
+        args: Sequence[str],
+        *,
+        principal: str,
+        via: str,
+        addr: str = "",
+        now: datetime | None = None,
+    ) -> Request:
+        """A checked request with an id of its own. Raises Malformed."""
+        moment = now or model.utcnow()
+        value = {
+            "v": VERSION,
+            "id": new_id(moment),
+            "action": action,
+            "args": list(args),
+            "principal": principal,
+            "via": via,
+            "addr": addr,
+            "time": model.iso(moment),
+        }
+        return parse(value)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"v": VERSION, **asdict(self)}
+
+
+def new_id(moment: datetime) -> str:
+    """An id that sorts by time of arrival: YYYYMMDDTHHMMSS.ffffff-xxxx in UTC."""
+    return moment.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%f-") + os.urandom(2).hex()
+
+
+def parse(value: object) -> Request:
+    """Check a request's schema and every argument. Raises Malformed."""
+    if not isinstance(value, dict) or value.get("v") != VERSION:
+        raise Malformed(f"a request needs v: {VERSION}")
+    fields = {"v", "id", "action", "args", "principal", "via", "addr", "time"}
+    if set(value) != fields:
+        raise Malformed(f"a request has the fields {', '.join(sorted(fields))}")
+    checks = ACTIONS.get(str(value["action"]))
+    args = value["args"]
+    if checks is None:
+        raise Malformed(f"unknown action {model.printable(str(value['action']))!r}")
+    if not isinstance(args, list) or len(args) != len(checks):
+        raise Malformed(f"{value['action']} takes {len(checks)} arguments")
+    for name in ("via", "addr", "time"):
+        text = value[name]
+        if not isinstance(text, str) or len(text) > 256 or not text.isprintable():
+            raise Malformed(f"a request's {name} must be printable text")
+    return Request(
+        id=model.job_id(value["id"]),
+        action=value["action"],
+        args=tuple(check(arg) for check, arg in zip(checks, args, strict=True)),
+        principal=model.principal(value["principal"]),
+        via=value["via"],
+        addr=value["addr"],
+        time=value["time"],
+    )
+
+
+def local_principal(uid: int) -> str:
+    """How a local account is named: unix/NAME. It has no realm, so no Kerberos name equals it."""
+    try:
+        return f"unix/{pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"unix/{uid}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A file found in the queue: a request, or what is wrong with it."""
+
+    path: Path
+    request: Request | None
+    problem: str = ""
+
+
+class Spool:
+    """The queue directory with `tmp/` (being written), `new/` and `bad/` (set aside)."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.new = directory / "new"
+
+    def create(self, mode: int = 0o755) -> None:
+        """Make the directories; no error when they exist."""
+        for name in ("tmp", "new", "bad"):
+            (self.directory / name).mkdir(parents=True, exist_ok=True)
+            if name != "bad" and (self.directory / name).stat().st_uid == os.geteuid():
+                (self.directory / name).chmod(mode)
+
+    def put(self, request: Request) -> None:
+        """Accept a request: after this returns it survives a power cut. Raises Unavailable."""
+        data = json.dumps(request.as_json()).encode()
+        temporary = self.directory / "tmp" / request.id
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            # Not rename: an existing entry is never replaced.
+            os.link(temporary, self.new / f"{request.id}.json")
+            temporary.unlink()
+            files.sync_directory(self.new)
+        except OSError as error:
+            raise Unavailable(
+                f"the queue does not take this: {error}", hint="try again later"
+            ) from error
+
+    def entries(self, trusted: frozenset[int]) -> Iterator[Entry]:
+        """What is in `new/`, oldest first.
+
+        Only an account in `trusted` (uids of doors) may name any principal; others' entries
+        must name their own local account.
+        """
+        for name in sorted(os.listdir(self.new)):
+            path = self.new / name
+            try:
+                yield Entry(path=path, request=_read(path, trusted))
+            except FileNotFoundError:
+                continue
+            except (Malformed, OSError) as error:
+                yield Entry(path=path, request=None, problem=str(error))
+
+    def set_aside(self, entry: Entry) -> None:
+        """Move a bad entry to `bad/`, with the reason beside it; nothing is thrown away."""
+        target = self.directory / "bad" / entry.path.name
+        entry.path.rename(target)
+        files.write_atomic(target.with_name(target.name + ".reason"), entry.problem + "\n")
+
+
+def _read(path: Path, trusted: frozenset[int]) -> Request:
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise Malformed("not a regular file")
+    if status.st_nlink == 2:
+        # The writer is between link and unlink, or died there: the entry is whole.
+        (path.parent.parent / "tmp" / path.stem).unlink(missing_ok=True)
+    elif status.st_nlink > 2:
+        raise Malformed("a file with several names")
+    data = files.read_capped(path, limit=MAX_BYTES)
+    try:
+        request = parse(json.loads(data))
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"not JSON: {error}") from error
+    if path.name != f"{request.id}.json":
+        raise Malformed("the file's name is not the request's id")
+    owner = local_principal(status.st_uid)
+    if status.st_uid not in trusted and request.principal != owner:
+        raise Malformed(f"{owner} may not speak for {model.printable(request.principal)}")
+    return request

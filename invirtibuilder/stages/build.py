@@ -1,0 +1,83 @@
+"""Build: from the source package to artifacts, made by a worker in sandboxes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from invirtibuilder import files
+from invirtibuilder.config import Pocket
+from invirtibuilder.jobs import Job
+from invirtibuilder.stages.context import Context
+from invirtibuilder.stages.orders import carry_out
+from invirtibuilder.states import State
+
+
+def build(context: Context, job: Job) -> dict[str, Any]:
+    """Have the binary packages built; a version that another pocket has is not built again."""
+    pocket = context.pocket(job)
+    if earlier := _published_before(context, job, pocket):
+        return _reused(job, earlier)
+    exported = job.need("export")
+    source = job.directory / "source"
+    manifest = carry_out(
+        context,
+        job,
+        pocket,
+        kind="build",
+        room=context.room(pocket, own_packages=True),
+        content={
+            "dsc": exported["dsc"],
+            "package": job.package,
+            "version": job.need("admit")["version"],
+        },
+        inputs={path.name: path for path in sorted(source.iterdir())},
+        into=job.directory / "artifacts",
+    )
+    return {
+        "files": [asdict(f) for f in manifest.files],
+        "debs": manifest.report.get("debs", {}),
+        "dependencies": manifest.report.get("dependencies", {}),
+        "environment": dict(manifest.environment),
+        "attempt": manifest.attempt,
+        "reused": None,
+    }
+
+
+def _published_before(context: Context, job: Job, pocket: Pocket) -> Job | None:
+    """The job that built this very version of this commit for a pocket like this one."""
+    admitted = job.need("admit")
+    for other in context.site.pockets.values():
+        record = context.superproject.record(other.branch, job.package)
+        if (
+            record is None
+            or (record["version"], record["commit"]) != (admitted["version"], admitted["commit"])
+            or (other.suite, other.profiles, other.options, other.domain)
+            != (pocket.suite, pocket.profiles, pocket.options, pocket.domain)
+        ):
+            continue
+        directory = context.site.jobs / str(record["job"])
+        if (directory / "artifacts").is_dir():
+            earlier = Job(directory, context.clock)
+            same = earlier.need("export")["files"] == job.need("export")["files"]
+            if same and earlier.status.state == State.PUBLISHED:
+                return earlier
+    return None
+
+
+def _reused(job: Job, earlier: Job) -> dict[str, Any]:
+    """The kept artifacts of the earlier job, byte for byte; verify hashes them again."""
+    built = earlier.need("build")
+    target = job.directory / "artifacts"
+    beside = job.directory / ".artifacts"
+    files.remove_tree(beside)
+    beside.mkdir()
+    for file in built["files"]:
+        kept: Path = files.contained(earlier.directory / "artifacts", file["name"])
+        os.link(kept, beside / kept.name)
+    files.remove_tree(target)
+    beside.rename(target)
+    job.remark(f"build: the artifacts of job {earlier.id} are published again, not rebuilt")
+    return {**built, "reused": earlier.id}

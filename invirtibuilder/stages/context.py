@@ -1,0 +1,131 @@
+"""What every stage is given: the site, its adapters, and the words by which a stage stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from invirtibuilder.apt.mirror import machine_sources, stanza
+from invirtibuilder.apt.publications import Publications
+from invirtibuilder.apt.reprepro import Reprepro
+from invirtibuilder.apt.signer import Signer
+from invirtibuilder.config import Pocket, Site
+from invirtibuilder.engine import Engine
+from invirtibuilder.errors import NotFound
+from invirtibuilder.gitrepo import Repository
+from invirtibuilder.hooks import Events
+from invirtibuilder.jobs import Job, Jobs
+from invirtibuilder.order import PocketSource, Room
+from invirtibuilder.superproject import Superproject
+
+LABEL = "invirtibuilder"
+
+
+class Wait(Exception):
+    """A stage cannot go on now: the job waits until `wake`, and says why."""
+
+    def __init__(self, why: str, wake: datetime) -> None:
+        super().__init__(why)
+        self.wake = wake
+
+
+class Stopping(Exception):
+    """The daemon ends; the job goes on with the next one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """The APT side of one pocket."""
+
+    reprepro: Reprepro
+    publications: Publications
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """One daemon's hands."""
+
+    site: Site
+    events: Events
+    engines: Mapping[str, Engine]
+    clock: Callable[[], datetime]
+    stopping: Callable[[], bool]
+
+    @property
+    def jobs(self) -> Jobs:
+        return Jobs(self.site.jobs, self.clock)
+
+    @property
+    def superproject(self) -> Superproject:
+        return Superproject(self.site.superproject)
+
+    @property
+    def signer(self) -> Signer:
+        return Signer(gnupghome=self.site.gnupghome, key=self.site.signing_key)
+
+    def repository(self, package: str) -> Repository:
+        return Repository(self.site.package_repository(package))
+
+    def pocket(self, job: Job) -> Pocket:
+        """The job's pocket as it is configured now. Raises NotFound when it is no more."""
+        pocket = self.site.pockets.get(job.pocket)
+        if pocket is None:
+            raise NotFound(f"no such pocket: {job.pocket}", code="no-pocket")
+        return pocket
+
+    def archive(self, pocket: Pocket) -> Archive:
+        return archive(self.site, pocket)
+
+    def room(self, pocket: Pocket, *, own_packages: bool) -> Room:
+        """What an order for this pocket asks of its environment."""
+        source = None
+        publications = self.archive(pocket).publications
+        number = publications.current()
+        if own_packages and number is not None:
+            source = PocketSource(
+                directory=str(publications.root),
+                publication=str(publications.path(number).relative_to(publications.root)),
+                codename=pocket.codename,
+                components=pocket.components[:1],
+                key=self.signer.public_key().decode(),
+            )
+        return Room(
+            suite=pocket.suite,
+            architecture=pocket.architectures[0],
+            sources=mirror_sources(pocket),
+            extra_sources="\n".join(
+                stanza(e.uri, e.suites, e.components, e.key.read_text())
+                for e in pocket.extra_sources
+            ),
+            pocket=source,
+            isolation=pocket.isolation,
+            profiles=pocket.profiles,
+            options=pocket.options,
+            limits=pocket.limits,
+        )
+
+
+def mirror_sources(pocket: Pocket) -> str:
+    """The APT sources of a pocket's base, as deb822."""
+    if pocket.mirror:
+        return stanza(pocket.mirror, [pocket.suite], pocket.components)
+    return machine_sources(pocket.suite, pocket.components)
+
+
+def archive(site: Site, pocket: Pocket) -> Archive:
+    """The reprepro base and the publications of a pocket."""
+    root = site.archive / pocket.name
+    return Archive(
+        reprepro=Reprepro(
+            root=root,
+            codename=pocket.codename,
+            components=pocket.components[:1],
+            architectures=pocket.architectures,
+            origin=site.name,
+            label=LABEL,
+            suite=pocket.name,
+            description=pocket.description,
+        ),
+        publications=Publications(root=root, codename=pocket.codename),
+    )

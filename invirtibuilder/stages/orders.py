@@ -1,0 +1,121 @@
+"""Giving an order to a worker: attempts, adoption after a restart, and no trust in the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from invirtibuilder import files
+from invirtibuilder.config import Pocket
+from invirtibuilder.engine import Attempt
+from invirtibuilder.errors import Cancelled, Fault, MachineFault, Malformed, Reason
+from invirtibuilder.jobs import Job
+from invirtibuilder.order import Manifest, Order, Room, read_order, read_result, write_order
+from invirtibuilder.stages.context import Context, Stopping
+
+ATTEMPTS = 3
+"""A lost attempt (no complete manifest) is tried again, this often in all."""
+
+POLL = 0.1
+
+
+class Failed(Fault):
+    """A worker's verdict, with its own reasons and blame."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        reasons = manifest.reasons or (Reason(code="no-reason", message="no reason was given"),)
+        super().__init__(reasons[0].message, hint=reasons[0].hint, code=reasons[0].code)
+        self._reasons = reasons
+        self.blame = manifest.blame
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        return tuple(self._reasons)
+
+
+def carry_out(
+    context: Context,
+    job: Job,
+    pocket: Pocket,
+    *,
+    kind: str,
+    room: Room,
+    content: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    into: Path,
+) -> Manifest:
+    """Have an order done and its files copied to the directory `into`; safe to run again.
+
+    A running attempt is adopted, an ended one is read, a lost one is followed by another under
+    a new name. Raises what the worker found, Cancelled, Stopping, or MachineFault when three
+    attempts were lost.
+    """
+    for number in range(1, ATTEMPTS + 1):
+        attempt = Attempt(job.directory / "attempts" / f"{kind}-{number}")
+        if not attempt.started:
+            _prepare(attempt, kind, job, room, content, inputs)
+            job.remark(f"{kind}: attempt {number} goes to the worker of {pocket.domain}")
+            context.engines[pocket.domain].start(attempt)
+        _wait(context, job, attempt)
+        with attempt.order.open("rb") as stream:
+            order = read_order(stream)
+        try:
+            manifest = _accept(attempt, order, into)
+        except Malformed as fault:
+            job.remark(f"{kind}: attempt {number} is lost: {fault}")
+            continue
+        if not manifest.ok:
+            raise Failed(manifest)
+        return manifest
+    raise MachineFault(
+        f"the worker gave no result, {ATTEMPTS} times",
+        hint="the logs of the attempts say where it ended",
+        code="worker-lost",
+    )
+
+
+def _prepare(
+    attempt: Attempt,
+    kind: str,
+    job: Job,
+    room: Room,
+    content: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+) -> None:
+    files.remove_tree(attempt.directory)
+    attempt.directory.mkdir(parents=True)
+    order = Order(kind=kind, job=job.id, attempt=attempt.id, room=room, content=content)
+    write_order(attempt.order, order, inputs)
+    files.sync_directory(attempt.directory)
+    files.sync_directory(attempt.directory.parent)
+
+
+def _wait(context: Context, job: Job, attempt: Attempt) -> None:
+    """Until the worker has ended."""
+    told = False
+    while attempt.running:
+        if context.stopping():
+            raise Stopping
+        if job.cancel_asked and not told:
+            attempt.stop()
+            told = True
+        time.sleep(POLL)
+    if job.cancel_asked:
+        raise Cancelled(f"cancelled by {job.cancel_asked}")
+
+
+def _accept(attempt: Attempt, order: Order, into: Path) -> Manifest:
+    """Copy the result while hashing; only the copy is used from here on."""
+    beside = into.with_name(f".{into.name}")
+    files.remove_tree(beside)
+    beside.mkdir()
+    manifest = read_result(attempt.result, beside, order)
+    if manifest.ok:
+        files.remove_tree(into)
+        beside.rename(into)
+        files.sync_directory(into.parent)
+    else:
+        files.remove_tree(beside)
+    return manifest

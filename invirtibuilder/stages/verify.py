@@ -1,0 +1,134 @@
+"""Verify: the result of the attempt is one that fits the job, or what does not."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from invirtibuilder import debchanges, files, model
+from invirtibuilder.config import Pocket
+from invirtibuilder.errors import Fault, PackageFault, Reason
+from invirtibuilder.jobs import Job
+from invirtibuilder.stages.context import Context
+
+MAX_TEXT = 4 << 20
+
+
+class Unfit(PackageFault):
+    """Artifacts that do not fit the job, with all reasons."""
+
+    def __init__(self, reasons: list[Reason]) -> None:
+        super().__init__(
+            "; ".join(r.message for r in reasons), hint=reasons[0].hint, code=reasons[0].code
+        )
+        self._reasons = reasons
+
+    @property
+    def reasons(self) -> list[Reason]:
+        return self._reasons
+
+
+def verify(context: Context, job: Job) -> dict[str, Any]:
+    """Names, versions, architectures, hashes and the job must fit. Raises Unfit."""
+    pocket = context.pocket(job)
+    exported, built = job.need("export"), job.need("build")
+    folder = job.directory / "artifacts"
+    reasons: list[Reason] = []
+    dsc = debchanges.parse_dsc(
+        files.read_capped(job.directory / "source" / exported["dsc"], limit=MAX_TEXT)
+    )
+    for file in built["files"]:
+        if _sha256(folder / file["name"]) != file["sha256"]:
+            reasons.append(_reason("bad-hash", f"{file['name']} has changed on disk"))
+    names = [f["name"] for f in built["files"]]
+    for name in names:
+        if name.endswith("deb"):
+            control = built["debs"].get(name)
+            reasons += _check_binary(name, control, dsc, pocket)
+    reasons += _clashes(context, job, pocket, built)
+    buildinfo = [n for n in names if n.endswith(".buildinfo")]
+    if len(buildinfo) != 1:
+        reasons.append(_reason("no-buildinfo", f"expected one .buildinfo, got {len(buildinfo)}"))
+    elif not reasons:
+        reasons += _check_buildinfo(folder / buildinfo[0], dsc, built)
+    if reasons:
+        raise Unfit(reasons)
+    return {"buildinfo": buildinfo[0], "binaries": [n for n in names if n.endswith("deb")]}
+
+
+def _reason(code: str, message: str, hint: str = "") -> Reason:
+    return Reason(code=code, message=message, hint=hint)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_binary(
+    name: str, control: dict[str, str] | None, dsc: debchanges.Dsc, pocket: Pocket
+) -> list[Reason]:
+    """One .deb: its name says what it is, and it is of this source (Debian Policy 5.6)."""
+    if not control:
+        return [_reason("bad-deb", f"{name} has no control fields")]
+    try:
+        package = model.package_name(control["Package"])
+        version = model.version(control["Version"])
+        architecture = control["Architecture"]
+        expected = f"{package}_{model.without_epoch(version)}_{architecture}."
+    except (Fault, KeyError) as error:
+        return [_reason("bad-deb", f"{name}: {model.printable(str(error))[:300]}")]
+    found = []
+    if name not in (f"{expected}deb", f"{expected}udeb"):
+        found.append(_reason("bad-name", f"{name} is {package} {version} for {architecture}"))
+    if architecture not in (*pocket.architectures, "all"):
+        found.append(_reason("bad-architecture", f"{name} is for {architecture}"))
+    source, _, of_version = control.get("Source", "").partition(" ")
+    if (source or package) != dsc.source:
+        found.append(_reason("bad-binary-source", f"{name} says it is of {source or package}"))
+    if (of_version.strip("()") or version) != dsc.version:
+        message = f"{name} says it is of version {of_version or version}, not {dsc.version}"
+        found.append(_reason("bad-source-version", message))
+    if package not in dsc.binaries and package.removesuffix("-dbgsym") not in dsc.binaries:
+        hint = "add it to debian/control"
+        found.append(_reason("unlisted-binary", f"{package} is not in the .dsc's Binary", hint))
+    return found
+
+
+def _clashes(context: Context, job: Job, pocket: Pocket, built: dict[str, Any]) -> list[Reason]:
+    """Binary packages that another source of the pocket has."""
+    owners = {
+        binary: record["package"]
+        for record in context.superproject.records(pocket.branch).values()
+        for binary in record.get("binaries", {})
+        if record["package"] != job.package
+    }
+    if pocket.allow_takeover:
+        return []
+    return [
+        _reason(
+            "binary-owned",
+            f"the binary package {control['Package']} belongs to {owners[control['Package']]}",
+            "another name, or allow_takeover in the pocket's configuration",
+        )
+        for control in built["debs"].values()
+        if control.get("Package") in owners
+    ]
+
+
+def _check_buildinfo(path: Path, dsc: debchanges.Dsc, built: dict[str, Any]) -> list[Reason]:
+    """The .buildinfo is of this build: it names each binary with its hash."""
+    try:
+        info = debchanges.parse_buildinfo(files.read_capped(path, limit=MAX_TEXT))
+    except Fault as fault:
+        return [_reason("bad-buildinfo", f"{path.name}: {fault}")]
+    named = {f.name: f.sha256 for f in info.files}
+    found = [
+        _reason("bad-buildinfo", f"{path.name} does not have {file['name']} as it is")
+        for file in built["files"]
+        if file["name"].endswith("deb") and named.get(file["name"]) != file["sha256"]
+    ]
+    if info.source != dsc.source:
+        found.append(_reason("bad-buildinfo", f"{path.name} is of {info.source}"))
+    return found

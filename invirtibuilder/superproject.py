@@ -1,0 +1,241 @@
+"""The superproject: a branch for each pocket, a submodule and a record for each package.
+
+The tree of a branch: `.gitmodules`; `packages/NAME`, the pinned commit; `records/NAME.json`.
+Nobody pushes to it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+from invirtibuilder import files, gitcmd, gitobjects, model
+from invirtibuilder.errors import Exit, Fault, Malformed
+from invirtibuilder.gitcmd import git
+from invirtibuilder.gitobjects import decode, encode
+
+GITLINK = 0o160000
+BLOB = 0o100644
+TREE = 0o040000
+
+_TRAILER = re.compile(r"([A-Z][A-Za-z0-9-]*): (.*)")
+
+
+class Moved(Fault):
+    """Somebody else moved the branch first."""
+
+    exit = Exit.TEMPORARY
+    code = "superproject-moved"
+
+
+@dataclass(frozen=True)
+class Superproject:
+    """The bare superproject repository."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, *, hook: str = "", head: str = "main") -> Self:
+        """Make the repository, or bring an existing one up to date; `hook` is its pre-receive.
+
+        Without a hook of the site's there is one that refuses every push.
+        """
+        if not (path / "HEAD").exists():
+            path.mkdir(parents=True, exist_ok=True)
+            arguments = ("--template=", "--object-format=sha1", f"--initial-branch={head}")
+            git(path, "init", "--quiet", "--bare", *arguments)
+        else:
+            git(path, "symbolic-ref", "HEAD", gitcmd.ref_name(f"refs/heads/{head}"))
+        (path / "hooks").mkdir(exist_ok=True)
+        files.write_atomic(path / "config", _CONFIGURATION)
+        files.write_atomic(path / "description", "The collection: a branch for each pocket.\n")
+        files.write_atomic(path / "hooks/pre-receive", hook or _REFUSE, mode=0o755)
+        files.sync_directory(path.parent)
+        return cls(path)
+
+    def tip(self, branch: str) -> str | None:
+        """The commit that this branch is at; None when it has none yet."""
+        with gitobjects.opened(self.path) as repo:
+            return _tip(repo, branch)
+
+    def pin(self, branch: str, package: str) -> str | None:
+        """The commit of this package that the branch pins."""
+        with gitobjects.opened(self.path) as repo:
+            entry = _entry(repo, _tip(repo, branch), "packages", model.package_name(package))
+            return entry[0].hex() if entry and entry[1] == GITLINK else None
+
+    def pins(self, branch: str) -> dict[str, str]:
+        """All pins of a branch: package to commit."""
+        with gitobjects.opened(self.path) as repo:
+            entries = _folder(_root(repo, _tip(repo, branch)), repo, "packages")
+            return {name: sha.hex() for name, (sha, mode) in entries.items() if mode == GITLINK}
+
+    def record(self, branch: str, package: str) -> dict[str, Any] | None:
+        """What is recorded of this package's publication on the branch."""
+        name = f"{model.package_name(package)}.json"
+        with gitobjects.opened(self.path) as repo:
+            entry = _entry(repo, _tip(repo, branch), "records", name)
+            return _json(repo, entry[0]) if entry else None
+
+    def records(self, branch: str) -> dict[str, dict[str, Any]]:
+        """All records of a branch, by package."""
+        with gitobjects.opened(self.path) as repo:
+            entries = _folder(_root(repo, _tip(repo, branch)), repo, "records")
+            return {
+                name.removesuffix(".json"): _json(repo, sha) for name, (sha, _) in entries.items()
+            }
+
+    def compose(
+        self,
+        *,
+        parent: str | None,
+        package: str,
+        commit: str,
+        record: Mapping[str, Any],
+        subject: str,
+        trailers: Mapping[str, str],
+        author: tuple[str, str],
+        date: datetime,
+    ) -> str:
+        """Write the commit that pins `package` at `commit`, on top of `parent`; its id.
+
+        Objects only, synced; no ref moves. The same arguments give the same id. `author` is
+        name and mail; name, mail and trailers may hold any character and are encoded.
+        """
+        model.package_name(package)
+        who = gitobjects.identity(*author, date)
+        with gitobjects.opened(self.path) as repo:
+            root = _root(repo, model.commit_id(parent) if parent else None)
+            packages = _folder(root, repo, "packages")
+            records = _folder(root, repo, "records")
+            packages[package] = (bytes.fromhex(model.commit_id(commit)), GITLINK)
+            content = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
+            records[f"{package}.json"] = (_store(repo, "blob", content.encode()), BLOB)
+            modules = "".join(_module(name) for name in sorted(packages)).encode()
+            tree = {
+                ".gitmodules": (_store(repo, "blob", modules), BLOB),
+                "packages": (_store_tree(repo, packages), TREE),
+                "records": (_store_tree(repo, records), TREE),
+            }
+            head = [f"tree {_store_tree(repo, tree).hex()}"]
+            head += [f"parent {parent}"] if parent else []
+            head += [f"author {who}", f"committer {who}"]
+            text = "\n".join([*head, "", _message(subject, trailers)])
+            return gitobjects.store(repo, "commit", text.encode())
+
+    def move(self, branch: str, new: str, old: str | None) -> None:
+        """The commit point: move the branch from `old` to `new`, once; synced.
+
+        Fine when it is at `new` already. Raises Moved (code superproject-moved) when it is at
+        neither.
+        """
+        try:
+            gitcmd.set_ref(self.path, f"refs/heads/{branch}", new, old)
+        except gitcmd.RefMoved as fault:
+            raise Moved(str(fault), hint="start the publication again") from fault
+
+    def maintain(self) -> None:
+        """Let git pack what has become many files; not while a publication is being made."""
+        gitcmd.maintain(self.path)
+
+    def contains(self, branch: str, commit: str) -> bool:
+        """Whether the branch has this commit of the superproject in its history."""
+        tip = self.tip(branch)
+        known = gitcmd.types(self.path, [f"{model.commit_id(commit)}^{{commit}}"])[0]
+        return bool(tip and known and gitcmd.is_ancestor(self.path, commit, tip))
+
+    def trailers(self, commit: str) -> dict[str, str]:
+        """The trailers of a commit, as they were given to `compose`."""
+        with gitobjects.opened(self.path) as repo:
+            message = str(repo.commit(model.commit_id(commit)).message)
+        lines = message.rstrip("\n").rpartition("\n\n")[2].split("\n")
+        found = [_TRAILER.fullmatch(line) for line in lines]
+        return {m.group(1): decode(m.group(2)) for m in found if m}
+
+
+_CONFIGURATION = """# Written by invirtibuilder; changes are lost.
+[core]
+\trepositoryFormatVersion = 0
+\tfileMode = true
+\tbare = true
+\tlogAllRefUpdates = false
+\thooksPath = hooks
+\tfsync = committed,reference
+[uploadpack]
+\tallowReachableSHA1InWant = true
+[receive]
+\tfsckObjects = true
+\tmaxInputSize = 1048576
+"""
+
+_REFUSE = """#!/bin/sh
+echo >&2 'refused: nobody pushes to the superproject; use instead:'
+echo >&2 'invirtibuilder submit POCKET PACKAGE COMMIT'
+exit 1
+"""
+
+Entries = dict[str, tuple[bytes, int]]
+
+
+def _tip(repo: Any, branch: str) -> str | None:
+    name = gitcmd.ref_name(f"refs/heads/{branch}")
+    reference = gitobjects.git.Reference(repo, name)
+    if not reference.is_valid():
+        # GitPython also calls a ref invalid that it cannot read.
+        return gitcmd.read_ref(Path(repo.git_dir), name)
+    return str(reference.commit.hexsha)
+
+
+def _root(repo: Any, commit: str | None) -> Any:
+    return repo.commit(commit).tree if commit else None
+
+
+def _folder(tree: Any, repo: Any, name: str) -> Entries:
+    """The entries of a tree below the root."""
+    if tree is None:
+        return {}
+    for sha, mode, entry in tree._cache:
+        if entry == name and mode == TREE:
+            below = gitobjects.git.Tree(repo, sha, TREE, name)
+            return {n: (s, m) for s, m, n in below._cache}
+    return {}
+
+
+def _entry(repo: Any, commit: str | None, folder: str, name: str) -> tuple[bytes, int] | None:
+    return _folder(_root(repo, commit), repo, folder).get(name)
+
+
+def _json(repo: Any, sha: bytes) -> dict[str, Any]:
+    value = json.loads(repo.odb.stream(sha).read())
+    if not isinstance(value, dict):
+        raise Malformed("a record is not an object")
+    return value
+
+
+def _store(repo: Any, kind: str, data: bytes) -> bytes:
+    return bytes.fromhex(gitobjects.store(repo, kind, data))
+
+
+def _store_tree(repo: Any, entries: Entries) -> bytes:
+    # git sorts a directory as if its name ended in a slash.
+    order = sorted(entries.items(), key=lambda item: item[0].encode() + b"/" * (item[1][1] == TREE))
+    data = b"".join(b"%o %s\0" % (mode, name.encode()) + sha for name, (sha, mode) in order)
+    return _store(repo, "tree", data)
+
+
+def _module(name: str) -> str:
+    return f'[submodule "{name}"]\n\tpath = packages/{name}\n\turl = ../packages/{name}.git\n'
+
+
+def _message(subject: str, trailers: Mapping[str, str]) -> str:
+    lines = []
+    for key, value in trailers.items():
+        if not _TRAILER.fullmatch(f"{key}: "):
+            raise Malformed(f"not a trailer's name: {key!r}")
+        lines.append(f"{key}: {encode(value)}\n")
+    return f"{gitobjects.one_line(subject)}\n\n{''.join(lines)}"

@@ -1,0 +1,228 @@
+"""The worker: a filter from an order to a result. No state, no callback, no credential.
+
+    invirtibuilder worker < order.tar > result.tar 2> log
+
+Its directory holds bases, layers and scratch space; all of them can be removed when it is idle.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from invirtibuilder import files, model
+from invirtibuilder.engine import GO, receive_descriptors
+from invirtibuilder.errors import Blame, Cancelled, Fault, MachineFault, Reason
+from invirtibuilder.order import Manifest, Order, ResultWriter, read_order
+from invirtibuilder.phases import build, export
+from invirtibuilder.phases.workshop import Workshop
+from invirtibuilder.sandbox.check import self_check
+from invirtibuilder.sandbox.ids import Ids, remove_tree
+
+
+def work(
+    directory: Path,
+    order_stream: IO[bytes],
+    result_stream: IO[bytes],
+    *,
+    log_fd: int = 2,
+    lock_fd: int | None = None,
+) -> bool:
+    """Do one order and write its result; true when it was done.
+
+    A result is written for every failure as well, so that whoever asked knows whose it is.
+    """
+    started = time.monotonic()
+    stop = _StopWord(lock_fd)
+    with _seekable(order_stream) as content:
+        order = read_order(content)
+        content.seek(0)
+        writer = ResultWriter(result_stream)
+        with ExitStack() as stack:
+            try:
+                workshop = stack.enter_context(_workshop(directory, order, content, log_fd, stop))
+                workshop.stage(f"order {order.kind} {order.attempt}")
+                report = _KINDS[order.kind](workshop, writer)
+                reasons: list[Reason] = []
+                blame = Blame.PACKAGE
+            except Fault as fault:
+                report = {}
+                reasons = list(fault.reasons)
+                blame = fault.blame
+                _log(log_fd, f"failed ({blame}): {fault}")
+                writer = _restarted(result_stream)
+                environment = {}
+            else:
+                environment = workshop.environment
+        manifest = Manifest(
+            kind=order.kind,
+            attempt=order.attempt,
+            ok=not reasons,
+            files=tuple(writer.files),
+            blame=blame,
+            reasons=tuple(reasons),
+            environment=environment,
+            report=report,
+            seconds=round(time.monotonic() - started, 3),
+        )
+        writer.finish(manifest)
+    _log(log_fd, f"{'done' if manifest.ok else 'failed'} after {manifest.seconds:.1f} s")
+    return manifest.ok
+
+
+def _base_only(workshop: Workshop, _writer: ResultWriter) -> dict[str, object]:
+    """An order of kind `base`: make the base anew."""
+    return {"digest": workshop.base(refresh=True).digest}
+
+
+_KINDS = {"export": export.do, "build": build.do, "base": _base_only}
+
+
+def _restarted(stream: IO[bytes]) -> ResultWriter:
+    """A failed order gives back no file: start the result again."""
+    try:
+        stream.seek(0)
+        stream.truncate()
+    except (OSError, ValueError) as error:
+        raise MachineFault("a result that is no regular file cannot be begun again") from error
+    return ResultWriter(stream)
+
+
+class _StopWord:
+    """Whether we are to stop: a word in the lock file, or SIGTERM."""
+
+    def __init__(self, lock_fd: int | None) -> None:
+        self._lock_fd = lock_fd
+        self._signalled = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._signalled = True
+
+    def __call__(self) -> bool:
+        return self._signalled or (
+            self._lock_fd is not None and os.fstat(self._lock_fd).st_size > 0
+        )
+
+
+@contextmanager
+def _seekable(stream: IO[bytes]) -> Iterator[IO[bytes]]:
+    """The order as a regular file, which a sandbox can be handed as its standard input."""
+    if stream.seekable():
+        yield stream
+        return
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(stream, copy, 1 << 20)
+        copy.seek(0)
+        yield copy
+
+
+@contextmanager
+def _workshop(
+    directory: Path, order: Order, content: IO[bytes], log_fd: int, stop: _StopWord
+) -> Iterator[Workshop]:
+    """Scratch space for one order, removed whole afterwards."""
+    ids = Ids.of_user()
+    for name in ("bases", "layers", "scratch"):
+        (directory / name).mkdir(parents=True, exist_ok=True, mode=0o711)
+    _sweep(directory / "scratch", ids)
+    scratch = Path(tempfile.mkdtemp(prefix="order-", dir=directory / "scratch"))
+    scratch.chmod(0o711)
+    try:
+        with files.locked(scratch / "lock"):
+            yield Workshop(
+                order=order,
+                content=content,
+                directory=directory,
+                scratch=scratch,
+                ids=ids,
+                log_fd=log_fd,
+                cancelled=stop,
+            )
+    finally:
+        _clear(scratch, ids)
+
+
+def _sweep(scratch: Path, ids: Ids) -> None:
+    """Remove what workers that were killed have left: their locks are free."""
+    for leftover in scratch.iterdir():
+        with suppress(files.Busy, OSError):
+            # A directory without a lock yet belongs to a worker that is about to take it.
+            if time.time() - leftover.stat().st_mtime < 60 and not (leftover / "lock").exists():
+                continue
+            with files.locked(leftover / "lock", wait=False):
+                _clear(leftover, ids)
+
+
+def _clear(scratch: Path, ids: Ids) -> None:
+    for tree in scratch.iterdir():
+        if tree.is_dir():
+            remove_tree(ids, tree)
+    files.remove_tree(scratch)
+
+
+def _log(fd: int, text: str) -> None:
+    lines = "".join(f"== {model.iso(model.utcnow())} {line}\n" for line in text.split("\n"))
+    os.write(fd, lines.encode())
+
+
+def listen(path: Path, directory: Path) -> None:
+    """Serve orders that arrive over a unix socket as descriptors, each in a process of its own.
+
+    The socket's permissions say who may send orders. Ends with SIGTERM; running orders go on.
+    """
+    problems = self_check(directory)
+    if problems:
+        raise MachineFault("\n".join(problems))
+    path.unlink(missing_ok=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(str(path))
+        path.chmod(0o660)
+        server.listen(16)
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                connection.settimeout(10)
+                with suppress(OSError, Fault):
+                    _accept(connection, directory, server)
+
+
+def _accept(connection: socket.socket, directory: Path, server: socket.socket) -> None:
+    data, fds = receive_descriptors(connection, 4)
+    try:
+        if data == GO and os.fork() == 0:
+            server.close()
+            _serve(fds, directory)
+        connection.sendall(b"started\n" if data == GO else b"refused\n")
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _serve(fds: list[int], directory: Path) -> None:
+    """In the child: one order, then the end of this process."""
+    order_fd, result_fd, log_fd, lock_fd = fds
+    code = 70
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        os.dup2(log_fd, 2)
+        with os.fdopen(order_fd, "rb") as order, os.fdopen(result_fd, "wb") as result:
+            code = 0 if work(directory, order, result, lock_fd=lock_fd) else 4
+    except Cancelled:
+        code = 5
+    except BaseException as error:
+        os.write(log_fd, f"worker: {error!r}\n".encode())
+    finally:
+        sys.stderr.flush()
+        os._exit(code)

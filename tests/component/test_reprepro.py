@@ -1,0 +1,423 @@
+"""reprepro's transactions, against the real reprepro."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from invirtibuilder import files
+from invirtibuilder.apt import reprepro
+from invirtibuilder.apt.reprepro import Reprepro
+from invirtibuilder.errors import ConfigFault, Fault, MachineFault, Malformed, PackageFault
+from tests.support import debs
+from tests.support.debs import Binary
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Reprepro:
+    made = Reprepro(
+        root=tmp_path / "archive" / "dev",
+        codename="dev",
+        components=["main", "contrib"],
+        architectures=["amd64", "arm64"],
+        origin="Example",
+        label="Example dev",
+        suite="dev",
+        description="Test archive",
+    )
+    made.create()
+    return made
+
+
+@pytest.fixture
+def lock(archive: Reprepro) -> Iterator[int]:
+    with files.locked(archive.lock, inheritable=True) as fd:
+        yield fd
+
+
+def include(
+    archive: Reprepro, changes: Path, lock: int, *, downgrade: bool = False, **more: set[str]
+) -> None:
+    """A whole transaction for one .changes, restored when it fails."""
+    source, version = changes.stem.split("_")
+    epoch = next(ln for ln in changes.read_text().splitlines() if ln.startswith("Version: "))
+    archive.begin()
+    try:
+        archive.include(
+            changes,
+            source,
+            epoch.removeprefix("Version: ") or version,
+            lock_fd=lock,
+            downgrade=downgrade,
+            **more,
+        )
+    except Fault:
+        archive.restore()
+        raise
+    archive.commit()
+
+
+def listed(archive: Reprepro, lock: int) -> set[tuple[str, str, str]]:
+    return {(e.package, e.version, e.architecture) for e in archive.listing(lock_fd=lock)}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: sha256(p) for p in folder.iterdir() if p.is_file()}
+
+
+def test_include_lists_source_and_every_binary(
+    archive: Reprepro, lock: int, tmp_path: Path
+) -> None:
+    binaries = [
+        Binary(name="foo-doc"),
+        Binary(name="libfoo1", architecture="amd64", version="3.0-1"),
+        Binary(name="libfoo1-dbgsym", architecture="amd64", version="3.0-1"),
+    ]
+    changes = debs.upload(tmp_path / "in", "foo", "1:1.0-1", binaries=binaries)
+    for path in changes.parent.iterdir():
+        if path.is_file():
+            path.chmod(0o600)
+
+    include(archive, changes, lock)
+
+    assert listed(archive, lock) == {
+        ("foo", "1:1.0-1", "source"),
+        ("foo-doc", "1:1.0-1", "amd64"),
+        ("foo-doc", "1:1.0-1", "arm64"),
+        ("libfoo1", "3.0-1", "amd64"),
+        ("libfoo1-dbgsym", "3.0-1", "amd64"),
+    }
+    for entry in archive.listing(lock_fd=lock):
+        file = archive.root / entry.filename
+        assert entry.filename.startswith("pool/main/f/foo/")
+        assert (entry.source, entry.source_version, entry.component) == ("foo", "1:1.0-1", "main")
+        assert sha256(file) == sha256(changes.parent / file.name)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    assert stat.S_IMODE(archive.private.stat().st_mode) == 0o700
+    assert not archive.is_open()
+
+
+def test_include_again_is_no_error(archive: Reprepro, lock: int, tmp_path: Path) -> None:
+    changes = debs.upload(tmp_path / "in", "foo", "1.0")
+    include(archive, changes, lock)
+    before = listed(archive, lock)
+    include(archive, changes, lock)
+    include(archive, changes, lock, downgrade=True)
+    assert listed(archive, lock) == before
+
+
+def test_lower_version_is_detected_though_reprepro_returns_0(
+    archive: Reprepro, lock: int, tmp_path: Path
+) -> None:
+    include(archive, debs.upload(tmp_path / "new", "foo", "2.0"), lock)
+    before = listed(archive, lock)
+    old = debs.upload(tmp_path / "old", "foo", "1.0")
+
+    with pytest.raises(PackageFault, match="Skipping inclusion") as refused:
+        include(archive, old, lock)
+
+    assert refused.value.code == "reprepro-refused"
+    assert str(tmp_path / "archive") not in str(refused.value)
+    assert listed(archive, lock) == before
+
+
+def test_downgrade_replaces_everything_of_the_source(
+    archive: Reprepro, lock: int, tmp_path: Path
+) -> None:
+    both = [Binary(name="foo"), Binary(name="foo-extra")]
+    include(archive, debs.upload(tmp_path / "new", "foo", "2.0", binaries=both), lock)
+    include(archive, debs.upload(tmp_path / "other", "bar", "5"), lock)
+
+    include(archive, debs.upload(tmp_path / "old", "foo", "1.0"), lock, downgrade=True)
+
+    foo = {entry for entry in listed(archive, lock) if entry[0].startswith("foo")}
+    assert foo == {("foo", "1.0", a) for a in ("source", "amd64", "arm64")}
+    assert ("bar", "5", "source") in listed(archive, lock)
+    # Clients of the last publication still fetch what it names.
+    assert (archive.root / "pool/main/f/foo/foo_2.0_all.deb").is_file()
+
+
+@pytest.mark.parametrize("downgrade", [False, True])
+def test_same_version_with_other_bytes_is_refused_whole(
+    archive: Reprepro, lock: int, tmp_path: Path, downgrade: bool
+) -> None:
+    include(archive, debs.upload(tmp_path / "one", "foo", "1.0"), lock)
+    before, pool = listed(archive, lock), digests(archive.root / "pool/main/f/foo")
+    other = debs.upload(tmp_path / "two", "foo", "1.0", content="other")
+
+    with pytest.raises(PackageFault, match="different checksums") as refused:
+        include(archive, other, lock, downgrade=downgrade)
+
+    assert refused.value.hint
+    assert listed(archive, lock) == before
+    assert digests(archive.root / "pool/main/f/foo") == pool
+    include(archive, debs.upload(tmp_path / "next", "foo", "1.1"), lock)
+
+
+def test_epoch_twin_is_refused(archive: Reprepro, lock: int, tmp_path: Path) -> None:
+    include(archive, debs.upload(tmp_path / "one", "foo", "1.0"), lock)
+    twin = debs.upload(tmp_path / "two", "foo", "1:1.0")
+    with pytest.raises(PackageFault, match="different checksums"):
+        include(archive, twin, lock)
+
+
+def test_binary_of_another_source_is_refused(archive: Reprepro, lock: int, tmp_path: Path) -> None:
+    include(archive, debs.upload(tmp_path / "one", "foo", "1.0"), lock)
+    thief = debs.upload(tmp_path / "two", "bar", "2.0", binaries=[Binary(name="foo")])
+
+    with pytest.raises(PackageFault, match=r"foo belongs to foo 1\.0") as refused:
+        include(archive, thief, lock)
+    assert refused.value.code == "binary-clash"
+
+    include(archive, thief, lock, take_over={"foo"})
+    assert ("foo", "2.0", "amd64") in listed(archive, lock)
+
+
+def test_foreign_distribution_is_refused(archive: Reprepro, lock: int, tmp_path: Path) -> None:
+    changes = debs.upload(tmp_path / "in", "foo", "1.0", distribution="prod")
+    with pytest.raises(PackageFault, match="distribution") as refused:
+        include(archive, changes, lock)
+    assert refused.value.code == "reprepro-refused"
+    assert listed(archive, lock) == set()
+
+
+def test_unknown_architecture_is_refused(archive: Reprepro, lock: int, tmp_path: Path) -> None:
+    binaries = [Binary(name="foo", architecture="riscv64")]
+    with pytest.raises(PackageFault, match="riscv64"):
+        include(archive, debs.upload(tmp_path / "in", "foo", "1.0", binaries=binaries), lock)
+    assert listed(archive, lock) == set()
+
+
+def test_reason_names_no_directory_of_ours(archive: Reprepro, lock: int, tmp_path: Path) -> None:
+    changes = debs.upload(tmp_path / "in", "foo", "1.0")
+    changes.write_text(changes.read_text().replace(" misc optional ", " misc - "))
+    with pytest.raises(PackageFault, match="No priority specified") as refused:
+        include(archive, changes, lock)
+    assert str(tmp_path) not in str(refused.value)
+
+
+def test_corrupt_deb_is_refused(archive: Reprepro, lock: int, tmp_path: Path) -> None:
+    changes = debs.upload(tmp_path / "in", "foo", "1.0")
+    deb = changes.with_name("foo_1.0_all.deb")
+    deb.write_bytes(deb.read_bytes()[:-1] + b"!")
+    with pytest.raises(PackageFault):
+        include(archive, changes, lock)
+    assert listed(archive, lock) == set()
+
+
+def test_changes_must_be_of_the_job(archive: Reprepro, lock: int, tmp_path: Path) -> None:
+    changes = debs.upload(tmp_path / "in", "foo", "1.0")
+    archive.begin()
+    with pytest.raises(Malformed):
+        archive.include(changes, "foo", "1.1", lock_fd=lock)
+    with pytest.raises(Malformed):
+        archive.include(changes, "bar", "1.0", lock_fd=lock)
+    changes.write_text(changes.read_text().replace(" foo_1.0_all.deb", " ../foo_1.0_all.deb"))
+    with pytest.raises(Malformed):
+        archive.include(changes, "foo", "1.0", lock_fd=lock)
+
+
+def test_changed_pool_file_is_our_fault(archive: Reprepro, lock: int, tmp_path: Path) -> None:
+    changes = debs.upload(tmp_path / "in", "foo", "1.0")
+    include(archive, changes, lock)
+    file = archive.root / "pool/main/f/foo/foo_1.0_all.deb"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")  # reprepro does not notice this one
+    with pytest.raises(MachineFault, match="in the pool has SHA-256"):
+        include(archive, changes, lock)
+    file.write_bytes(b"bad")
+    with pytest.raises(MachineFault, match="reprepro failed"):
+        include(archive, changes, lock)
+
+
+def test_no_write_without_a_transaction(archive: Reprepro, lock: int, tmp_path: Path) -> None:
+    with pytest.raises(MachineFault):
+        archive.include(debs.upload(tmp_path, "foo", "1.0"), "foo", "1.0", lock_fd=lock)
+    archive.begin()
+    with pytest.raises(MachineFault):
+        archive.begin()
+
+
+def test_restore_undoes_and_is_safe_at_any_moment(
+    archive: Reprepro, lock: int, tmp_path: Path
+) -> None:
+    include(archive, debs.upload(tmp_path / "one", "foo", "1.0"), lock)
+    before = listed(archive, lock)
+    changes = debs.upload(tmp_path / "two", "foo", "2.0")
+
+    def crashed() -> None:
+        archive.begin()
+        archive.include(changes, "foo", "2.0", lock_fd=lock)
+        archive.export(lock_fd=lock)
+        (archive.private / "db" / "lockfile").touch()
+
+    crashed()
+    archive.restore()
+    assert listed(archive, lock) == before
+
+    # In restore, after the database was moved away; `create` then runs first at a start.
+    crashed()
+    (archive.private / "db").rename(archive.private / "db.old")
+    archive.create()
+    archive.restore()
+    assert listed(archive, lock) == before
+
+    # In begin, before the transaction was open; and in commit, after it was closed.
+    shutil.copytree(archive.private / "db", archive.private / "db.txn.tmp")
+    archive.restore()
+    assert listed(archive, lock) == before
+    crashed()
+    (archive.private / "db.txn").rename(archive.private / "db.txn.done")
+    archive.restore()
+    assert ("foo", "2.0", "source") in listed(archive, lock)
+    assert sorted(p.name for p in archive.private.iterdir()) == [
+        *(".lock", "conf", "db", "dists", "gnupg"),
+    ]
+
+
+def test_export_after_restore_names_the_old_content(
+    archive: Reprepro, lock: int, tmp_path: Path
+) -> None:
+    include(archive, debs.upload(tmp_path / "one", "foo", "1.0"), lock)
+    archive.begin()
+    archive.include(debs.upload(tmp_path / "two", "foo", "2.0"), "foo", "2.0", lock_fd=lock)
+    archive.export(lock_fd=lock)
+    archive.restore()
+    archive.export(lock_fd=lock)
+    index = archive.private / "dists/dev/main/binary-amd64/Packages"
+    assert "Version: 1.0\n" in index.read_text()
+    assert sha256(index) in (archive.private / "dists/dev/Release").read_text()
+
+
+@contextlib.contextmanager
+def killer(archive: Reprepro, delay: float) -> Iterator[list[bool]]:
+    """Kill -9 the group of the next include, `delay` seconds after it is seen.
+
+    What is yielded gets one value for it: whether it had the lock's descriptor.
+    """
+    seen: list[bool] = []
+    stop = threading.Event()
+
+    def hunt() -> None:
+        while not stop.is_set():
+            pid = including(archive.root)
+            if pid:
+                with contextlib.suppress(OSError):
+                    seen.append(has_open(pid, archive.lock))
+                    time.sleep(delay)
+                    os.killpg(pid, signal.SIGKILL)
+                return
+
+    thread = threading.Thread(target=hunt)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        thread.join()
+
+
+def including(root: Path) -> int:
+    """The pid of the reprepro that does an include for this directory; 0 when there is none."""
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                if words[0] == b"reprepro" and {b"include", f"--outdir={root}".encode()} <= {
+                    *words
+                }:
+                    return int(process.name)
+    return 0
+
+
+def has_open(pid: int, path: Path) -> bool:
+    return any(fd.readlink() == path for fd in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def test_killed_include_is_undone_and_repeated(
+    archive: Reprepro, lock: int, tmp_path: Path
+) -> None:
+    for number in range(30):
+        binaries = [Binary(name=f"old{number}-{n}") for n in range(4)]
+        debs.upload(
+            tmp_path / f"{number}", f"old{number}", "1.0", binaries=binaries[: 1 + number % 4]
+        )
+    archive.begin()
+    for number in range(30):
+        changes = tmp_path / f"{number}" / f"old{number}_1.0.changes"
+        archive.include(changes, f"old{number}", "1.0", lock_fd=lock)
+    archive.commit()
+    locks: list[bool] = []
+    killed = 0
+    for step in range(8):
+        before = listed(archive, lock)
+        changes = debs.upload(tmp_path / f"new{step}", "foo", f"{step}.0")
+        archive.begin()
+        with killer(archive, 0.0015 * step) as seen:
+            try:
+                archive.include(changes, "foo", f"{step}.0", lock_fd=lock)
+            except MachineFault as fault:
+                assert "exit code -9" in str(fault)
+                killed += 1
+        locks += seen
+        archive.restore()
+        assert listed(archive, lock) == before
+        include(archive, changes, lock)
+        assert ("foo", f"{step}.0", "source") in listed(archive, lock)
+    assert killed >= 2, "too few of the calls were killed for this test to say anything"
+    # So an orphan of a dead daemon keeps the lock until it ends.
+    assert all(locks)
+
+
+def test_call_that_does_not_end_is_stopped(archive: Reprepro, lock: int, tmp_path: Path) -> None:
+    changes = debs.upload(tmp_path / "in", "foo", "1.0")
+    archive.begin()
+    hasty = replace(archive, timeout=0.0)
+    with pytest.raises(MachineFault):
+        hasty.include(changes, "foo", "1.0", lock_fd=lock)
+    archive.restore()
+    include(archive, changes, lock)
+
+
+def test_file_limit_stops_a_runaway(
+    archive: Reprepro, lock: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = debs.upload(tmp_path / "in", "foo", "1.0")
+    archive.begin()
+    monkeypatch.setattr(reprepro, "FILE_LIMIT", 4096)
+    with pytest.raises(MachineFault):
+        archive.include(changes, "foo", "1.0", lock_fd=lock)
+    monkeypatch.undo()
+    archive.restore()
+    include(archive, changes, lock)
+
+
+def test_create_rewrites_settings_but_loses_nothing(
+    archive: Reprepro, lock: int, tmp_path: Path
+) -> None:
+    archive.create()
+    include(archive, debs.upload(tmp_path / "in", "foo", "1.0"), lock)
+    before = listed(archive, lock)
+    renamed = replace(archive, origin="Renamed", components=["main", "contrib", "non-free"])
+    renamed.create()
+    assert listed(renamed, lock) == before
+    assert "Origin: Renamed\n" in (archive.private / "conf/distributions").read_text()
+    with pytest.raises(ConfigFault, match="arm64"):
+        replace(renamed, architectures=["amd64"]).create()
+    with pytest.raises(ConfigFault, match="Label"):
+        replace(renamed, label="x\nSignWith: ! /bin/sh").create()
+    assert listed(renamed, lock) == before

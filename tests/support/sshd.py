@@ -1,0 +1,85 @@
+"""A real sshd on loopback, with keys of its own, for one test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shlex
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from invirtibuilder.run import run, started_group
+
+SSHD = Path("/usr/sbin/sshd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sshd:
+    """How to get in."""
+
+    port: int
+    user: str
+    folder: Path
+
+    @property
+    def ssh(self) -> str:
+        """The command line of ssh, for GIT_SSH_COMMAND."""
+        options = {
+            "IdentityFile": self.folder / "client",
+            "IdentitiesOnly": "yes",
+            "UserKnownHostsFile": self.folder / "known_hosts",
+            "GlobalKnownHostsFile": "/dev/null",
+            "StrictHostKeyChecking": "yes",
+            "BatchMode": "yes",
+            # The default key exchange takes half a second of CPU.
+            "KexAlgorithms": "curve25519-sha256",
+        }
+        words = ["ssh", "-F", "none", *(f"-o{k}={v}" for k, v in options.items())]
+        return shlex.join(words)
+
+    def url(self, path: Path) -> str:
+        """The URL of a repository."""
+        return f"ssh://{self.user}@127.0.0.1:{self.port}{path}"
+
+
+@contextlib.contextmanager
+def running(folder: Path, command: str, env: Mapping[str, str]) -> Iterator[Sshd]:
+    """An sshd whose one key is forced to `command` (a line for sh), with `env` set for it."""
+    if not SSHD.exists():
+        raise AssertionError("this test needs openssh-server (apt-get install openssh-server)")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    folder.mkdir(mode=0o700)
+    for name in ("host", "client"):
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", folder / name])
+    (folder / "forced").write_text(f"#!/bin/sh\n{command}\n")
+    (folder / "forced").chmod(0o755)
+    key = (folder / "client.pub").read_text()
+    (folder / "authorized_keys").write_text(f'restrict,command="{folder}/forced" {key}')
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    host_key = " ".join((folder / "host.pub").read_text().split()[:2])
+    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}\n")
+    set_env = " ".join(f'"{name}={value}"' for name, value in env.items())
+    (folder / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile none\n"
+        f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nUsePAM no\n"
+        "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n"
+        f"MaxStartups 50\nSetEnv {set_env}\n"
+    )
+    with (folder / "log").open("wb") as log:
+        argv = [str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
+        with started_group(argv, stderr=log) as process:
+            for _ in range(200):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                if process.poll() is not None:
+                    raise AssertionError("sshd: " + (folder / "log").read_text())
+                time.sleep(0.05)
+            user = pwd.getpwuid(os.geteuid()).pw_name
+            yield Sshd(port=port, user=user, folder=folder)
