@@ -42,6 +42,7 @@ def make_context(
     *,
     clock: Callable[[], datetime] = model.utcnow,
     stopping: Callable[[], bool] = lambda: False,
+    event_queued: Callable[[], None] = lambda: None,
 ) -> Context:
     """The adapters of a site, as its configuration says."""
     engines: dict[str, Engine] = {
@@ -61,7 +62,7 @@ def make_context(
     ]
     return Context(
         site=site,
-        events=Events(site.events, hooks, clock=clock),
+        events=Events(site.events, hooks, clock=clock, queued=event_queued),
         engines=engines,
         clock=clock,
         stopping=stopping,
@@ -79,7 +80,9 @@ class Daemon:
         self._work = threading.Event()
         self._events = threading.Event()
         self._failure: BaseException | None = None
-        self._context = make_context(site, stopping=self._stop.is_set)
+        self._context = make_context(
+            site, stopping=self._stop.is_set, event_queued=self._events.set
+        )
         self._spool = Spool(site.queue)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 

@@ -127,6 +127,7 @@ class Events:
         hooks: Sequence[Hook],
         *,
         clock: Callable[[], datetime] = model.utcnow,
+        queued: Callable[[], None] = lambda: None,
     ) -> None:
         if len({hook.name for hook in hooks}) != len(hooks):
             raise Malformed("two hooks have the same name")
@@ -134,6 +135,7 @@ class Events:
         self._pending = directory / "pending"
         self._hooks = tuple(sorted(hooks, key=lambda hook: not hook.required))
         self._clock = clock
+        self._queued = queued
 
     def queue(self, job: str, event: str, payload: Mapping[str, Any]) -> None:
         """Make the event durable, once: a second call with the same job and event does nothing.
@@ -160,6 +162,7 @@ class Events:
             folder.mkdir(exist_ok=True)
             files.sync_directory(self._directory)
             files.write_json(folder / f"{len(known):02}-{event}.json", content)
+        self._queued()
 
     def deliver(self, now: datetime | None = None) -> datetime | None:
         """Run every due hook once for each due event, in order; returns when the next is due.

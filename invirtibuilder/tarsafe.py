@@ -83,11 +83,17 @@ def check_name(name: str) -> None:
 
 
 class Writer:
-    """Writes a tar that `members` accepts: regular files, root's, mode 0644, time 0."""
+    """Writes a tar that `members` accepts: regular files, root's, mode 0644, time 0.
+
+    The stream must be seekable, as a file is.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._tar = tarfile.open(  # noqa: SIM115
-            fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT, bufsize=1 << 16
+            # Not a stream of tarfile's, which would still write its buffer after a restart.
+            fileobj=stream,
+            mode="w:",
+            format=tarfile.GNU_FORMAT,
         )
 
     def add(self, name: str, size: int, content: IO[bytes]) -> None:

@@ -43,10 +43,10 @@ def work(
     """
     started = time.monotonic()
     stop = _StopWord(lock_fd)
-    with _seekable(order_stream) as content:
+    with _seekable(order_stream) as content, _restartable(result_stream) as result:
         order = read_order(content)
         content.seek(0)
-        writer = ResultWriter(result_stream)
+        writer = ResultWriter(result)
         with ExitStack() as stack:
             try:
                 workshop = stack.enter_context(_workshop(directory, order, content, log_fd, stop))
@@ -59,7 +59,10 @@ def work(
                 reasons = list(fault.reasons)
                 blame = fault.blame
                 _log(log_fd, f"failed ({blame}): {fault}")
-                writer = _restarted(result_stream)
+                # A failed order gives back no file.
+                result.seek(0)
+                result.truncate()
+                writer = ResultWriter(result)
                 environment = {}
             else:
                 environment = workshop.environment
@@ -85,16 +88,6 @@ def _base_only(workshop: Workshop, _writer: ResultWriter) -> dict[str, object]:
 
 
 _KINDS = {"export": export.do, "build": build.do, "base": _base_only}
-
-
-def _restarted(stream: IO[bytes]) -> ResultWriter:
-    """A failed order gives back no file: start the result again."""
-    try:
-        stream.seek(0)
-        stream.truncate()
-    except (OSError, ValueError) as error:
-        raise MachineFault("a result that is no regular file cannot be begun again") from error
-    return ResultWriter(stream)
 
 
 class _StopWord:
@@ -124,6 +117,19 @@ def _seekable(stream: IO[bytes]) -> Iterator[IO[bytes]]:
         shutil.copyfileobj(stream, copy, 1 << 20)
         copy.seek(0)
         yield copy
+
+
+@contextmanager
+def _restartable(stream: IO[bytes]) -> Iterator[IO[bytes]]:
+    """The result as a regular file, which can be begun again; copied at the end if it is none."""
+    if stream.seekable():
+        yield stream
+        return
+    with tempfile.TemporaryFile() as copy:
+        yield copy
+        copy.seek(0)
+        shutil.copyfileobj(copy, stream, 1 << 20)
+        stream.flush()
 
 
 @contextmanager

@@ -23,7 +23,6 @@ class Command:
 
     name: ClassVar[str]
     description: ClassVar[str]
-    prints_data: ClassVar[bool] = False
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare arguments and options."""

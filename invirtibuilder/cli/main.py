@@ -67,14 +67,24 @@ def make_parser() -> argparse.ArgumentParser:
     for kind in COMMANDS:
         command = kind()
         sub = subparsers.add_parser(kind.name, help=kind.description, description=kind.description)
-        _common(sub, top=False)
         command.add_arguments(sub)
+        for each in (sub, *_verbs(sub)):
+            _common(each, top=False)
         sub.set_defaults(run=command.run)
     return parser
 
 
+def _verbs(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The parsers of a subcommand's own verbs, such as `package list`."""
+    found: list[argparse.ArgumentParser] = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += action.choices.values()
+    return found
+
+
 def _common(parser: argparse.ArgumentParser, *, top: bool) -> None:
-    """--config and --json are taken before and after the subcommand."""
+    """--config and --json are taken before and after the subcommand and its verb."""
     default = None if top else argparse.SUPPRESS
     parser.add_argument(
         "--config",

@@ -12,7 +12,6 @@ from invirtibuilder.cli.command import Command, load_site, show, table
 class Package(Command):
     name = "package"
     description = "list packages, or make the git repository of one"
-    prints_data = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

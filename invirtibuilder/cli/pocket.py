@@ -19,7 +19,6 @@ from invirtibuilder.superproject import Superproject
 class PocketCommand(Command):
     name = "pocket"
     description = "list, show or create pockets"
-    prints_data = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

@@ -14,7 +14,6 @@ from invirtibuilder.spool import Spool
 class Queue(Command):
     name = "queue"
     description = "show what is not finished, in order, and what it waits for"
-    prints_data = True
 
     def run(self, args: argparse.Namespace) -> int:
         site = load_site(args)

@@ -14,7 +14,6 @@ from invirtibuilder.stages.context import LABEL
 class Sources(Command):
     name = "sources"
     description = "print the APT sources stanza of a pocket, and the preferences that go with it"
-    prints_data = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("pocket", metavar="POCKET")

@@ -18,7 +18,6 @@ RECENT = 20
 class Status(Command):
     name = "status"
     description = "show one job, or the latest ones"
-    prints_data = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("job", metavar="JOB", nargs="?", help="an id, or a part of one")

@@ -160,7 +160,9 @@ class Rules:
         )
 
     def deleted_head(self, update: Update) -> Refusal | None:
-        if update.name == "pristine-tar":
+        if update.old == MISSING:
+            why = "no such branch"
+        elif update.name == "pristine-tar":
             why = "pristine-tar stays: pockets have published tarballs out of it"
         elif lost := self.lost(update):
             why = f"the branch stays: what is published in {lost} is in its history"

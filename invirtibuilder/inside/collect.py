@@ -20,7 +20,7 @@ import tarfile
 from typing import Any, BinaryIO
 
 SUFFIXES = {"source": ("",), "binary": (".deb", ".udeb", ".buildinfo")}
-FIELDS = ("Package", "Source", "Version", "Architecture", "Section", "Priority", "Description")
+FIELDS = ("Package", "Source", "Version", "Architecture", "Section", "Priority")
 
 
 def main(mode: str, directory: str) -> None:
@@ -67,16 +67,16 @@ def add(tar: tarfile.TarFile, name: str, size: int, content: BinaryIO | io.Bytes
 def control(name: str, path: str) -> dict[str, str]:
     """The fields that the daemon must know, each on one line."""
     done = subprocess.run(
-        ["dpkg-deb", "--show", "--showformat", "".join(f"${{{f}}}\\0" for f in FIELDS), path],
+        ["dpkg-deb", "--show", "--showformat", "".join(f"${{{f}}}\\n" for f in FIELDS), path],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=60,
         check=False,
     )
-    values = done.stdout.decode("utf-8", "replace").split("\0")
+    values = done.stdout.decode("utf-8", "replace").split("\n")
     if done.returncode != 0 or len(values) != len(FIELDS) + 1:
         raise ValueError(f"{name} is not a Debian package: {done.stderr[-300:]!r}")
-    return {f: v.split("\n", 1)[0][:1000] for f, v in zip(FIELDS, values)}  # noqa: B905
+    return {f: v[:1000] for f, v in zip(FIELDS, values)}
 
 
 if __name__ == "__main__":

@@ -183,7 +183,8 @@ def changelog(order: dict[str, Any], top: Path) -> dict[str, Any]:
     expected = {"Source": str(order["package"]), "Version": str(order["version"])}
     for field, value in expected.items():
         if said.get(field) != value:
-            message = f"debian/changelog's {field.lower()} is {shown(said.get(field, ''))[:200]}, not {value}"
+            found = shown(said.get(field, ""))[:200]
+            message = f"the {field.lower()} in debian/changelog is {found}, not {value}"
             raise refusal("bad-changelog", message)
     return {
         "source": said["Source"],

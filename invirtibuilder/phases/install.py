@@ -17,7 +17,7 @@ INSTALL = """printf '#!/bin/sh\\nexit 101\\n' >/usr/sbin/policy-rc.d
 chmod 755 /usr/sbin/policy-rc.d
 exec apt-get -q -y -oAPT::Install-Recommends=false -oAPT::Sandbox::User=root \\
  -oDpkg::Use-Pty=false -oDpkg::Options::=--force-confold -oDpkg::Options::=--force-unsafe-io \\
- --no-download --allow-downgrades install "$@"
+ --allow-downgrades install "$@"
 """
 """A constant program: no service starts (invoke-rc.d(8)), then APT without any network."""
 

@@ -139,6 +139,6 @@ def _overlay(ids: Ids, directory: Path) -> str:
     return _problem(
         f"no overlay file system on {directory}",
         "it must be on a disk file system with user extended attributes, as ext4, xfs and btrfs "
-        "(not tmpfs, NFS, or another overlay), and the kernel be 5.11 or later",
+        "(not NFS, another overlay, or tmpfs before Linux 6.6), and the kernel be 5.11 or later",
         trial,
     )

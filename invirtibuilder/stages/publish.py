@@ -8,6 +8,7 @@ commit that the intent names.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ from invirtibuilder.stages.context import Archive, Context
 
 INTENT = "intent.json"
 RECORD = 1
+MAX_PAUSE = 60.0
+"""Seconds; after a jump of the clock the wait would be as long as the jump."""
 
 
 def publish(context: Context, job: Job) -> dict[str, Any]:
@@ -66,6 +69,8 @@ def _publish(
     admitted = job.need("admit")
     _still_allowed(context, job, pocket, admitted)
     _keep_origs(context.site.origs, job)
+    # Dates rise by a second at least, and APT takes none from the future.
+    time.sleep(min(archive.publications.pause(context.clock()), MAX_PAUSE))
     number = max([0, *archive.publications.numbers()]) + 1
     date = archive.publications.next_date(context.clock())
     record = _record(job, pocket, number, date)
@@ -251,7 +256,8 @@ def _transact(job: Job, pocket: Pocket, archive: Archive, lock_fd: int, date: da
         job.package,
         version,
         lock_fd=lock_fd,
-        downgrade=pocket.allow_backtracking,
+        # Everything of the source is replaced, so no binary stays that it no longer builds.
+        downgrade=True,
         take_over=[d["Package"] for d in job.need("build")["debs"].values()]
         if pocket.allow_takeover
         else (),

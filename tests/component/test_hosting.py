@@ -305,7 +305,7 @@ def test_a_client_that_lies_about_the_old_value(local: Site) -> None:
     local.pin("staging", commit)
     before = local.repository.refs("refs/")
     for old in ("0" * 40, "1" * 40):
-        for ref in before:
+        for ref in (*before, "refs/heads/absent"):
             raw_push(local, f"{old} {'0' * 40} {ref}".encode())
             assert local.repository.refs("refs/") == before, (old, ref)
     # The same client, telling the truth, may delete what nobody protects.

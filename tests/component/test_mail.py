@@ -6,7 +6,7 @@ import email
 import email.policy
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Keep:
         self.mails: list[Envelope] = []
         self.answers: dict[str, str] = {}
         self.at_data = ""
+        self.at_quit = "221 Bye"
         self.login: list[bytes] = []
 
     async def handle_RCPT(
@@ -54,6 +55,9 @@ class Keep:
             self.mails.append(envelope)
         return self.at_data or "250 OK"
 
+    async def handle_QUIT(self, server: SMTP, session: Session, envelope: Envelope) -> str:
+        return self.at_quit
+
     def authenticate(
         self, server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: Any
     ) -> AuthResult:
@@ -67,14 +71,15 @@ class Server:
 
     def __init__(self, **options: Any) -> None:
         self.keep = Keep()
-        self.controller: Any = Controller(
+        self.controller = Controller(
             self.keep,
             hostname="127.0.0.1",
             port=free_port(),
             authenticator=self.keep.authenticate,
             **options,
         )
-        self.controller.start()
+        start: Callable[[], None] = self.controller.start
+        start()
 
     @property
     def env(self) -> dict[str, str]:
@@ -170,12 +175,12 @@ def test_a_failure_says_who_what_when_why_and_shows_the_log(server: Server) -> N
     assert text_of(mail) == (
         "hello 1.0-1 in dev: failed\n"
         "\n"
-        "Commit:    0123456789abcdef0123456789abcdef01234567\n"
-        "Principal: alice@EXAMPLE.ORG\n"
-        "Time:      2026-01-02T03:04:05.678Z\n"
-        f"Job:       {JOB}\n"
-        "Stage:     build\n"
-        "Blame:     package\n"
+        "Commit:     0123456789abcdef0123456789abcdef01234567\n"
+        "Principal:  alice@EXAMPLE.ORG\n"
+        "Time:       2026-01-02T03:04:05.678Z\n"
+        f"Job:        {JOB}\n"
+        "Stage:      build\n"
+        "Blame:      package\n"
         "\n"
         "Why:\n"
         "- dpkg-buildpackage failed [build]\n"
@@ -197,6 +202,20 @@ def test_a_failure_says_who_what_when_why_and_shows_the_log(server: Server) -> N
 def test_the_subject_tells_how_it_failed(server: Server, state: str) -> None:
     call("mail", event("failed", state=state), server.env)
     assert server.mails[0]["Subject"] == f"[dev] hello 1.0-1: {state}"
+
+
+def test_a_commit_that_was_not_found_is_named_as_the_submitter_did(server: Server) -> None:
+    told = event("failed", state="refused", commit="", version="", committish="no-such-tag")
+    call("mail", told, server.env)
+    (mail,) = server.mails
+    assert mail["Subject"] == "[dev] hello: refused"
+    assert "Committish: no-such-tag\n" in text_of(mail)
+
+
+def test_a_server_that_fails_after_it_took_the_mail_has_taken_it(server: Server) -> None:
+    server.keep.at_quit = "421 going down"
+    assert call("mail", event(), server.env).code == 0
+    assert len(server.mails) == 1
 
 
 def test_the_mails_of_a_job_are_a_thread_and_a_retry_is_the_same_mail(server: Server) -> None:

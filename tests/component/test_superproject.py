@@ -207,8 +207,9 @@ def test_clone_with_submodules(tmp_path: Path, superproject: Superproject) -> No
         work = Work.init(tmp_path / name, path)
         first = work.commit("one")
         pins[name] = work.commit("published", version="1")
+        kept = pins[name] if name == "hello" else work.commit("on top of it")
         assert work.push("main").code == 0
-        repository.keep("refs/invirtibuilder/dev/1", pins[name])
+        repository.keep("refs/invirtibuilder/dev/1", kept)
         work.git("reset", "--quiet", "--hard", first)
         work.commit("rewritten", version="2")
         assert work.push("--force", "main").code == 0

@@ -14,7 +14,7 @@ from invirtibuilder.model import tag_version
 from invirtibuilder.run import run
 from tests.support.packages import DATE, Repo, commit, debian, git, identity, write
 
-UPSTREAM = {
+UPSTREAM: dict[str, str | bytes] = {
     "README": "A program that greets.\n",
     "greeting": "hello from upstream\n",
     "src/greet.c": '#include <stdio.h>\nint main(void) { puts("hello"); return 0; }\n',
