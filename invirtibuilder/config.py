@@ -105,6 +105,7 @@ class Site:
     gnupghome: Path
     signing_key: str
     doors: tuple[str, ...]
+    queue_group: str
     max_push: int
     hooks: tuple[HookSettings, ...]
     domains: Mapping[str, Domain]
@@ -171,7 +172,17 @@ def _path(value: Value, base: Path, default: Path, *, must_exist: bool = False) 
 
 def _site(root: Value, file: Path) -> Site:
     top = root.record("site", "domains", "pockets", "hooks", required=("site", "pockets"))
-    keys = ("name", "directory", "url", "git_url", "tagger", "signing", "doors", "max_push")
+    keys = (
+        "name",
+        "directory",
+        "url",
+        "git_url",
+        "tagger",
+        "signing",
+        "doors",
+        "max_push",
+        "queue_group",
+    )
     site = top["site"].record(*keys, required=("name", "tagger", "signing"))
     base = file.parent
     directory = _path(site["directory"], base, base)
@@ -189,6 +200,7 @@ def _site(root: Value, file: Path) -> Site:
         gnupghome=_path(signing["home"], base, directory / "gnupg", must_exist=True),
         signing_key=signing["key"].text("", _fingerprint),
         doors=site["doors"].texts(),
+        queue_group=site["queue_group"].text("", _site_name),
         max_push=site["max_push"].size(1 << 30) or 1 << 30,
         hooks=tuple(_hook(v, base) for v in top["hooks"].items()),
         domains=domains,

@@ -22,7 +22,7 @@ def ensure_site(site: Site) -> None:
     for path in (site.jobs, site.packages, site.archive, site.origs, site.events):
         path.mkdir(parents=True, exist_ok=True)
     site.socket.parent.mkdir(exist_ok=True)
-    Spool(site.queue).create()
+    Spool(site.queue).create(site.queue_group)
     Superproject.create(site.superproject, head=next(iter(site.pockets.values())).branch)
     write_push_rules(site)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -124,12 +125,17 @@ class Spool:
         self.directory = directory
         self.new = directory / "new"
 
-    def create(self, mode: int = 0o755) -> None:
-        """Make the directories; no error when they exist."""
+    def create(self, group: str = "") -> None:
+        """Make the directories; no error when they exist.
+
+        Members of `group` may put entries in, and take nobody else's away.
+        """
         for name in ("tmp", "new", "bad"):
-            (self.directory / name).mkdir(parents=True, exist_ok=True)
-            if name != "bad" and (self.directory / name).stat().st_uid == os.geteuid():
-                (self.directory / name).chmod(mode)
+            path = self.directory / name
+            path.mkdir(parents=True, exist_ok=True)
+            if group and name != "bad":
+                shutil.chown(path, group=group)
+                path.chmod(0o1770)
 
     def put(self, request: Request) -> None:
         """Accept a request: after this returns it survives a power cut. Raises Unavailable."""
@@ -143,7 +149,8 @@ class Spool:
                 os.fsync(file.fileno())
             # Not rename: an existing entry is never replaced.
             os.link(temporary, self.new / f"{request.id}.json")
-            temporary.unlink()
+            # The daemon may have been faster, having seen the entry under both names.
+            temporary.unlink(missing_ok=True)
             files.sync_directory(self.new)
         except OSError as error:
             raise Unavailable(

@@ -1,3 +1,3 @@
 """Fixtures for all tests."""
 
-pytest_plugins = ["tests.support.base"]
+pytest_plugins = ["tests.support.base", "tests.support.sites"]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         shown,
     )
     from invirtibuilder.inside.export_git import (
+        LATEST,
         Node,
         Repository,
         Tree,
@@ -44,6 +45,7 @@ else:
     import export_source
     from export_base import Refusal, refusal, run, say, scratch_directory, shown
     from export_git import (
+        LATEST,
         Node,
         Repository,
         Tree,
@@ -178,8 +180,10 @@ def changelog(order: dict[str, Any], top: Path) -> dict[str, Any]:
     done = run(["dpkg-parsechangelog", "-l", "debian/changelog"], cwd=top)
     fields = (line.partition(": ") for line in done.text.split("\n") if line[:1] != " ")
     said = {name: value for name, _, value in fields}
-    if done.code != 0 or not said.get("Timestamp", "").isdigit():
+    if done.code != 0 or not re.fullmatch(r"[0-9]{1,10}", said.get("Timestamp", "")):
         raise refusal("bad-changelog", "dpkg-parsechangelog cannot read debian/changelog")
+    if int(said["Timestamp"]) > LATEST:
+        raise refusal("bad-changelog", "the date in debian/changelog is after 2106")
     expected = {"Source": str(order["package"]), "Version": str(order["version"])}
     for field, value in expected.items():
         if said.get(field) != value:

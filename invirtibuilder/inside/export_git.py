@@ -64,6 +64,8 @@ GIT_ENVIRONMENT = {
     "GIT_CONFIG_KEY_3": "gc.auto",
     "GIT_CONFIG_VALUE_3": "0",
 }
+LATEST = (1 << 32) - 1
+"""Seconds since the epoch; gzip's and tar's time fields end there."""
 
 
 class Blob(NamedTuple):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from invirtibuilder.inside.export_base import lines, refusal, run, say, shown
     from invirtibuilder.inside.export_git import (
+        LATEST,
         NO_ATTRIBUTES,
         Blob,
         Repository,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 else:
     from export_base import lines, refusal, run, say, shown
     from export_git import (
+        LATEST,
         NO_ATTRIBUTES,
         Blob,
         Repository,
@@ -32,9 +34,9 @@ else:
 
 EXTENSIONS = {"gzip": "gz", "bzip2": "bz2", "xz": "xz"}
 COMPRESSORS = {
-    "gz": ["gzip", "-9", "-n", "-c"],
-    "bz2": ["bzip2", "-9", "-c"],
-    "xz": ["xz", "-6", "-T1", "-c"],
+    "gz": ["gzip", "-9", "-n"],
+    "bz2": ["bzip2", "-9"],
+    "xz": ["xz", "-6", "-T1"],
 }
 
 
@@ -178,7 +180,8 @@ def _from_tag(repository: Repository, wanted: Wanted, target: Path) -> list[Orig
     commit = repository.resolve("refs/export/upstream-tag", "commit")
     if not commit:
         raise refusal("bad-bundle", "the upstream tag does not lead to a commit")
-    date = int(repository.git("show", "--no-patch", "--format=%ct", commit).text or 0)
+    said = repository.git("show", "--no-patch", "--format=%ct", commit).text
+    date = min(int(said), LATEST) if re.fullmatch(r"[0-9]{1,20}", said) else 0
     extension = "gz" if wanted.gzip_only else EXTENSIONS.get(wanted.compression, "xz")
     files = blobs(repository, commit)
     origs = []
@@ -216,14 +219,11 @@ def _pack(repository: Repository, files: list[Blob], date: int, top: str, path: 
     directory.mkdir()
     write_tree(repository, files, directory / top)
     set_times(directory, date)
-    plain = path.with_name(path.name + ".tar")
+    plain = path.with_suffix("")
     argv = ["tar", "--create", f"--file={plain}", "--sort=name", "--format=gnu", "--numeric-owner"]
     argv += ["--owner=root:0", "--group=root:0", "--mode=u=rwX,go=rX", f"--mtime=@{date}"]
-    if run([*argv, "--", top], cwd=directory, merged=True).code != 0:
-        raise refusal("no-orig", f"tar cannot make {path.name}")
-    done = run([*COMPRESSORS[path.name.rpartition(".")[2]], str(plain)], cwd=directory)
-    if done.code != 0:
-        raise refusal("no-orig", f"{path.name} cannot be compressed")
-    path.write_bytes(done.out)
-    plain.unlink()
+    packed = run([*argv, "--", top], cwd=directory, merged=True)
+    compressor = COMPRESSORS[path.suffix[1:]]
+    if packed.code != 0 or run([*compressor, str(plain)], cwd=directory, merged=True).code != 0:
+        raise refusal("no-orig", f"{path.name} cannot be made")
     shutil.rmtree(directory)

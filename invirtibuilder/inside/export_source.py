@@ -63,15 +63,19 @@ def _dpkg_refusal(text: str, hint: str) -> Refusal:
         # dpkg-source prints them as PACKAGE-VERSION/PATH.
         paths = [path.partition("/")[2].encode() for path in modified]
         message = f"upstream files differ from the upstream tarball: {listed(paths)}"
-        return refusal("upstream-changes", message, hint or PATCH_HINT)
+        return refusal("upstream-changes", message, _hints(PATCH_HINT, hint))
     if "the patch has fuzz" in text:
         patches = re.findall(r"debian/patches/(\S+) subprocess returned", text)
         message = f"a patch does not apply: {', '.join(map(shown, patches[:5]))}"
-        return refusal("patch-fails", message, hint or "quilt refresh, or gbp pq rebase")
+        return refusal("patch-fails", message, _hints("quilt refresh, or gbp pq rebase", hint))
     if "cannot represent change" in text or "unrepresentable changes" in text:
         message = f"changes that this source format cannot carry: {_few(errors)}"
-        return refusal("unrepresentable", message, hint or "use the format 3.0 (quilt)")
+        return refusal("unrepresentable", message, _hints("use the format 3.0 (quilt)", hint))
     return refusal("dpkg-source", _few(errors) or shown(text[-600:]), hint)
+
+
+def _hints(own: str, hint: str) -> str:
+    return f"{own}; or: {hint}" if hint else own
 
 
 def _few(messages: list[str]) -> str:
@@ -91,8 +95,12 @@ def _read_dsc(path: Path) -> Dsc:
     files = {}
     for line in fields.get("checksums-sha256", "").split("\n"):
         words = line.split()
-        if len(words) == 3 and words[1].isdigit() and re.fullmatch(r"[0-9a-f]{64}", words[0]):
-            files[words[2]] = (int(words[1][:15]), words[0])
+        if (
+            len(words) == 3
+            and re.fullmatch(r"[0-9]{1,15}", words[1])
+            and re.fullmatch(r"[0-9a-f]{64}", words[0])
+        ):
+            files[words[2]] = (int(words[1]), words[0])
     return Dsc(path.name, fields, files)
 
 
@@ -178,17 +186,17 @@ def unfaithful(found: Comparison, hint: str) -> Refusal:
     reasons = []
     if found.dropped:
         message = f"in the commit, but not in the source package: {listed(found.dropped)}"
-        reasons.append(Reason("unfaithful-dropped", message, hint or TAR_HINT))
+        reasons.append(Reason("unfaithful-dropped", message, _hints(TAR_HINT, hint)))
     if found.extra:
         message = f"not in the commit, but in the source package: {listed(found.extra)}"
         reasons.append(
             Reason(
                 "unfaithful-restored",
                 message,
-                hint or "restore deleted upstream files, or delete them in the rules' clean target",
+                _hints("restore deleted upstream files; debian/rules clean can delete them", hint),
             )
         )
     if found.changed:
         message = f"different in the commit and in the source package: {listed(found.changed)}"
-        reasons.append(Reason("unfaithful-changed", message, hint or PATCH_HINT))
+        reasons.append(Reason("unfaithful-changed", message, _hints(PATCH_HINT, hint)))
     return Refusal(reasons)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from invirtibuilder import files
 from invirtibuilder.errors import RoomFault
 from invirtibuilder.files import locked, read_json, write_json
 from invirtibuilder.model import iso, stamp, utcnow
@@ -142,8 +143,7 @@ def _remove(ids: Ids, half_made: Path) -> None:
         return
     for tree in ("root", "tools"):
         remove_tree(ids, half_made / tree)
-    (half_made / "base.json").unlink(missing_ok=True)
-    half_made.rmdir()
+    files.remove_tree(half_made)
 
 
 def _bootstrap(spec: BaseSpec, root: Path, ids: Ids, log: int) -> None:

@@ -21,6 +21,8 @@ class Bind:
     """A file or directory of ours that is seen inside, read-only unless `writable`.
 
     Owners keep their ids: what is to be written from inside must be made with `make_tree`.
+    The target and what is above it are made where they are missing, outside of the upper; no
+    directory above it may be a symbolic link in the root.
     """
 
     source: Path

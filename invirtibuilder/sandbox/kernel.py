@@ -80,12 +80,14 @@ def _prctl(option: int, *args: int) -> None:
 
 
 def unshare(flags: int) -> None:
+    """Enter new namespaces, by CLONE_NEW flags."""
     _check(_libc.unshare(flags), "unshare")
 
 
 def mount(
     source: str, target: str, kind: str | None = None, flags: int = 0, data: str = ""
 ) -> None:
+    """Mount, or bind with MS_BIND; `data` is the file system's own options."""
     result = _libc.mount(
         source.encode(),
         target.encode(),
@@ -133,6 +135,7 @@ def dumpable(value: bool) -> None:
 
 
 def no_new_privileges() -> None:
+    """From now on set-user-ID bits and file capabilities do nothing for us."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 

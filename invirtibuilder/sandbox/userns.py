@@ -12,7 +12,6 @@ import resource
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -140,10 +139,9 @@ class _Output:
 
     @classmethod
     def to(cls, command: Command) -> _Output:
-        own = sys.__stderr__.fileno() if sys.__stderr__ else 2
         return cls(
-            own if command.stdout is None else command.stdout,
-            own if command.stderr is None else command.stderr,
+            2 if command.stdout is None else command.stdout,
+            2 if command.stderr is None else command.stderr,
         )
 
     def close_writers(self) -> None:
@@ -226,7 +224,7 @@ class _Watch:
             self._message()
 
     def _message(self) -> None:
-        message, fds, _, _ = socket.recv_fds(self.entered.control, 4096, 1)
+        message, fds, _, _ = socket.recv_fds(self.entered.control, 4096, 1, socket.MSG_CMSG_CLOEXEC)
         if not message:
             self.talking = False
             self.poll.unregister(self.entered.control)

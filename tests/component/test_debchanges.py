@@ -78,7 +78,7 @@ def included(tmp_path: Path, upload: Path) -> str:
     (base / "conf/distributions").write_text(
         "Codename: dev-hot\nArchitectures: amd64 arm64 i386 source\nComponents: main\n"
     )
-    argv = ["reprepro", "--basedir", base]
+    argv: list[str | Path] = ["reprepro", "--basedir", base]
     run([*argv, "include", "dev-hot", upload])
     pool = {path.name: path for path in (base / "pool").rglob("*") if path.is_file()}
     summed = re.findall(r"^ ([0-9a-f]{64}) [0-9]+ (\S+)$", upload.read_text(), re.M)

@@ -24,7 +24,7 @@ from invirtibuilder.sandbox.check import self_check
 from invirtibuilder.sandbox.contract import Bind, Command, Limits
 from invirtibuilder.sandbox.ids import COUNT, Ids, make_tree, remove_tree
 from invirtibuilder.sandbox.userns import UserNamespace, upper_of
-from tests.support.base import Room
+from tests.support.base import Room, proxied
 
 pytestmark = pytest.mark.base
 User = Literal["root", "build"]
@@ -170,7 +170,7 @@ class TestIdentity:
 
     def test_a_process_has_a_subordinate_id_outside(self, room: Room, ids: Ids) -> None:
         marker = f"98762{os.getpid()}"
-        owners = set()
+        owners: set[int] = set()
 
         def look() -> bool:
             owners.update(Path(f"/proc/{pid}").stat().st_uid for pid in processes(marker))
@@ -345,7 +345,7 @@ class TestTrees:
     def test_a_tree_in_a_closed_directory(self, ids: Ids, room: Room, tmp_path: Path) -> None:
         closed = tmp_path / "closed"
         closed.mkdir(mode=0o700)
-        os.chmod(closed, 0o2700)
+        closed.chmod(0o2700)
         make_tree(ids, closed / "tree")
         room.scratch = closed / "tree"
         try:
@@ -641,6 +641,15 @@ class TestMachine:
         room.ids = replace(ids, first_uid=ids.first_uid + 1)
         with pytest.raises(MachineFault, match="newuidmap"):
             room.run("true")
+
+    def test_no_descriptor_is_left_open(self, room: Room) -> None:
+        before = sorted(os.listdir("/proc/self/fd"))
+        assert room.run("true", proxy=proxied(("127.0.0.1", 1, "http"))).code == 0
+        assert room.run("sleep", "1000", cancelled=lambda: True).limit == "cancelled"
+        room.base = replace(room.base, root=Path("/no/such/root"))
+        with pytest.raises(MachineFault):
+            room.run("true")
+        assert sorted(os.listdir("/proc/self/fd")) == before
 
     def test_it_starts_quickly(self, room: Room) -> None:
         times = sorted(room.run("true").seconds for _ in range(5))

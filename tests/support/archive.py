@@ -33,7 +33,7 @@ def fetch_dsc(name: str, directory: Path, suite: str = "bookworm") -> Path:
 def _downloaded(name: str, suite: str) -> Path:
     apt = _apt(suite)
     folder = apt / "source" / name
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     argv = ["apt-get", *_options(apt), "source", "--download-only", "--only-source", name]
     run(argv, cwd=folder, timeout=300)
     return folder

@@ -71,6 +71,11 @@ def base(ids: Ids, base_spec: BaseSpec, base_directory: Path) -> Base:
         return make_base(base_spec, base_directory, ids, log=log.fileno())
 
 
+def proxied(*allowed: tuple[str, int, str]) -> Proxy:
+    """What lets a command reach these."""
+    return Proxy(allowed=frozenset(allowed))
+
+
 @dataclass(kw_only=True)
 class Room:
     """A sandbox over the base with the tools, and what to run in it."""
@@ -128,10 +133,6 @@ class Room:
     def python(self, program: str, *args: str, **options: Any) -> str:
         """What a Python program that must succeed writes, run inside."""
         return self.text("python3", "-c", textwrap.dedent(program), *args, **options)
-
-    def proxied(self, *allowed: tuple[str, int, str]) -> dict[str, Proxy]:
-        """The option that lets a command reach these."""
-        return {"proxy": Proxy(allowed=frozenset(allowed))}
 
 
 @pytest.fixture

