@@ -127,7 +127,11 @@ def test_two_callers_refresh_it_once_and_the_old_one_stays(
 
     other = os.fork()
     if other == 0:
-        os._exit(0 if make_base(spec, directory, ids, log=log, refresh=True) else 1)
+        try:
+            make_base(spec, directory, ids, log=log, refresh=True)
+            os._exit(0)
+        finally:
+            os._exit(1)
     made = make_base(spec, directory, ids, log=log, refresh=True)
     assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 0
     names = {p.name for p in old.parent.iterdir()}

@@ -266,7 +266,7 @@ def test_pristine_tar_of_another_version_falls_back_to_the_tag(tmp_path: Path) -
     assert made.report["orig_from"] == {"greet_1.1.orig.tar.xz": "upstream-tag"}
 
 
-@pytest.mark.parametrize("date", [-5, 0, 1 << 40, (1 << 63) - 1])
+@pytest.mark.parametrize("date", [0, 1 << 40, (1 << 63) - 1])
 def test_upstream_tags_of_any_date(tmp_path: Path, date: int) -> None:
     repo = quilt(tmp_path / "repo")
     tree = git(repo.path, "rev-parse", "upstream^{tree}")

@@ -109,8 +109,10 @@ class TestEnding:
         marker = f"98763{os.getpid()}"
         launcher = os.fork()
         if launcher == 0:
-            room.run("sh", "-c", f"setsid sleep {marker} & sleep {marker}")
-            os._exit(0)
+            try:
+                room.run("sh", "-c", f"setsid sleep {marker} & sleep {marker}")
+            finally:
+                os._exit(0)
         until(lambda: len(processes(marker)) >= 2)
         os.kill(launcher, signal.SIGKILL)
         os.waitpid(launcher, 0)
@@ -284,6 +286,13 @@ class TestFiles:
         for target in ("relative", "/", "/../x", "/a/../../b", "/a//b", "/a/"):
             with pytest.raises(ValueError, match="plain absolute"):
                 Bind(source=Path("/"), target=target)
+
+    @USERS
+    def test_no_mount_but_its_own(self, room: Room, user: User) -> None:
+        mounts = [line.split() for line in room.text("cat", "/proc/mounts", user=user).splitlines()]
+        places = [m[1] for m in mounts if not m[1].startswith(("/proc/", "/dev/"))]
+        assert sorted(places) == ["/", "/dev", "/proc", "/run", "/sys", "/tmp"]
+        assert {m[2] for m in mounts} <= {"overlay", "tmpfs", "proc", "devpts", "devtmpfs"}
 
     def test_devices(self, room: Room) -> None:
         program = """

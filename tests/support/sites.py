@@ -148,9 +148,7 @@ def made_site(base: Base, layers: Path, **changes: Any) -> Iterator[TestSite]:
             site.configure(**changes)
         yield site
     finally:
-        run(
-            ["gpgconf", "--homedir", str(directory / "gnupg"), "--kill", "gpg-agent"], check=False
-        )
+        run(["gpgconf", "--homedir", str(directory / "gnupg"), "--kill", "gpg-agent"], check=False)
         if os.environ.get("INVIRTIBUILDER_TEST_KEEP"):
             print(f"kept: {directory}")
         else:

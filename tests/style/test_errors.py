@@ -1,0 +1,68 @@
+"""Faults: each kind has its own code, each exit code is one that remctl leaves to us."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+import pytest
+
+from invirtibuilder import errors
+from invirtibuilder.errors import Exit, Fault
+from tests.support.repository import modules, tree
+
+# Codes that more than one module gives, and what they mean there.
+SHARED = {
+    "no-pocket": "a pocket that is not configured",
+    "bad-ref": "git allows no ref of that name",
+    "sandbox": "a sandbox cannot be set up or ended",
+}
+
+FAULTS = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, Fault)]
+
+
+def given() -> Iterator[tuple[str, str]]:
+    """Every code that is written somewhere, with its module."""
+    for name, path in modules().items():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.keyword) and node.arg == "code":
+                if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+                    yield node.value.value, name
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                first = node.args[0] if node.func.attr == "_refuse" and node.args else None
+                if isinstance(first, ast.Constant):
+                    yield str(first.value), name
+
+
+def test_codes() -> None:
+    users: dict[str, set[str]] = defaultdict(set)
+    for code, name in given():
+        if not code.isdigit():  # of HTTP
+            users[code].add(name)
+    assert len(users) > 40
+    odd = [code for code in users if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", code)]
+    assert not odd, f"codes are lower case words with hyphens: {odd}"
+    shared = {code: sorted(names) for code, names in users.items() if len(names) > 1}
+    assert shared.keys() == SHARED.keys(), f"one code, several modules; one meaning? {shared}"
+
+
+def test_kinds_of_fault_have_codes_of_their_own() -> None:
+    codes = [fault.code for fault in FAULTS]
+    assert len(set(codes)) == len(codes)
+    given_codes = {code for code, _ in given()}
+    assert not given_codes & set(codes), "a code that says no more than the kind"
+
+
+def test_exit_codes() -> None:
+    assert not {1, 2, 255} & {int(code) for code in Exit}, "remctl's and argparse's own"
+    assert all(0 <= code < 128 for code in Exit), "those above are signals"
+    used = {fault.exit for fault in FAULTS} | {Exit.OK, Exit.TEMPORARY}
+    assert used == set(Exit), f"nothing ends with {set(Exit) - used}"
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda c: c.__name__)
+def test_every_kind_of_fault_has_a_blame(fault: type[Fault]) -> None:
+    assert fault.blame in errors.Blame
+    assert fault.__doc__
