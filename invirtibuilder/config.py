@@ -294,7 +294,9 @@ def _extra(value: Value, base: Path) -> ExtraSource:
 
 
 def _limits(value: Value) -> Limits:
-    keys = value.record("time", "idle", "cpu_time", "memory", "processes", "file_size", "result")
+    keys = value.record(
+        *("time", "idle", "cpu_time", "memory", "processes", "file_size", "log", "result")
+    )
     cpu = keys["cpu_time"].duration(None)
     processes = keys["processes"].number(None, 20)
     return Limits(
@@ -304,6 +306,7 @@ def _limits(value: Value) -> Limits:
         memory=keys["memory"].size(None),
         processes=None if processes is None else int(processes),
         file_size=keys["file_size"].size(8 << 30),
+        log_size=keys["log"].size(1 << 30),
         result_size=keys["result"].size(8 << 30) or 8 << 30,
     )
 

@@ -24,7 +24,7 @@ from invirtibuilder.config import Site
 from invirtibuilder.engine import ChildEngine, Engine, SocketEngine
 from invirtibuilder.errors import Denied, Fault, MachineFault, Malformed
 from invirtibuilder.hooks import Events, Hook
-from invirtibuilder.jobs import Job
+from invirtibuilder.jobs import Job, Jobs
 from invirtibuilder.pipeline import advance
 from invirtibuilder.spool import Entry, Request, Spool, local_principal
 from invirtibuilder.stages.base import refresh_base
@@ -62,6 +62,7 @@ def make_context(
     ]
     return Context(
         site=site,
+        jobs=Jobs(site.jobs, clock),
         events=Events(site.events, hooks, clock=clock, queued=event_queued),
         engines=engines,
         clock=clock,
@@ -105,6 +106,8 @@ class Daemon:
             signal.signal(number, lambda *_: self.stop())
         if os.geteuid() == 0:
             self.log("running as root: everything but the sandboxes is this one user's")
+        for engine in self._context.engines.values():
+            engine.check()
         for pocket in self.site.pockets.values():
             hosting.ensure_pocket(self._context, pocket)
             recover(self._context, pocket)

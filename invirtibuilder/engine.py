@@ -20,7 +20,7 @@ from typing import Protocol
 
 from invirtibuilder import files
 from invirtibuilder.errors import MachineFault, Unavailable
-from invirtibuilder.run import Detached, detach
+from invirtibuilder.run import Detached, ProcessFault, detach, run
 
 GO = b"order\n"
 
@@ -76,7 +76,13 @@ class Attempt:
 class Engine(Protocol):
     """Starts the worker of an attempt; it ends on its own."""
 
-    def start(self, attempt: Attempt) -> None: ...
+    def start(self, attempt: Attempt) -> None:
+        """Give the attempt to a worker. Raises Unavailable when there is none."""
+        ...
+
+    def check(self) -> None:
+        """Raise a Fault when this machine cannot do orders; nothing degrades in silence."""
+        ...
 
 
 def _descriptors(stack: ExitStack, attempt: Attempt) -> tuple[int, int, int, int]:
@@ -105,6 +111,12 @@ class ChildEngine:
         self._program = tuple(program) or (sys.executable, "-I", "-m", "invirtibuilder")
         self._children: list[Detached] = []
 
+    def check(self) -> None:
+        try:
+            run([*self._program, "worker", "--directory", str(self._directory), "--check"])
+        except ProcessFault as fault:
+            raise MachineFault(fault.done.err.decode("utf-8", "replace").strip()) from fault
+
     def start(self, attempt: Attempt) -> None:
         # Nobody waits for a worker, its lock tells when it has ended; so reap the earlier ones.
         self._children = [child for child in self._children if child.poll() is None]
@@ -126,6 +138,9 @@ class SocketEngine:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    def check(self) -> None:
+        """The listener has checked its own account before it listens."""
 
     def start(self, attempt: Attempt) -> None:
         with ExitStack() as stack:

@@ -160,6 +160,7 @@ class Jobs:
     def __init__(self, directory: Path, clock: Clock = model.utcnow) -> None:
         self.directory = directory
         self._clock = clock
+        self._over: set[str] = set()
 
     def create(self, request: Request) -> Job:
         """Make a job of a submission, or return it when it exists already."""
@@ -207,5 +208,14 @@ class Jobs:
             yield Job(self.directory / name, self._clock)
 
     def unfinished(self) -> list[Job]:
-        """Jobs without a final state, oldest first."""
-        return [job for job in self.all() if not job.status.final]
+        """Jobs without a final state, oldest first; one that is over is read only once."""
+        found = []
+        for name in self.names():
+            if name in self._over:
+                continue
+            job = Job(self.directory / name, self._clock)
+            if job.status.final:
+                self._over.add(name)
+            else:
+                found.append(job)
+        return found

@@ -33,6 +33,7 @@ class Limits:
     memory: int | None = None
     processes: int | None = None
     file_size: int | None = 8 << 30
+    log_size: int | None = 1 << 30
     result_size: int = 8 << 30
 
 

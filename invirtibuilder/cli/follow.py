@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 from invirtibuilder.cli.command import say
+from invirtibuilder.cli.log import harmless, log_files
 from invirtibuilder.config import Site
 from invirtibuilder.errors import Exit, NotFound, Reason
 from invirtibuilder.jobs import Job, Jobs, Status
 from invirtibuilder.states import State
 
 POLL = 0.2
+STAGE = b"== "
+"""How a worker's log marks a stage."""
 PATIENCE = 10.0
 
 EXITS = {
@@ -26,13 +31,11 @@ def follow(site: Site, job_id: str) -> int:
     """Print the journal as it grows, then the verdict. Returns the exit code."""
     jobs = Jobs(site.jobs)
     job = _taken_up(jobs, job_id)
-    shown = 0
+    progress = _Progress(job)
     while True:
         status = job.status
-        lines = journal(job)
-        for line in lines[shown:]:
+        for line in progress.new():
             say(line)
-        shown = len(lines)
         if status.final:
             break
         time.sleep(POLL)
@@ -54,10 +57,27 @@ def _taken_up(jobs: Jobs, job_id: str) -> Job:
             time.sleep(POLL)
 
 
-def journal(job: Job) -> list[str]:
-    """The short log."""
-    path = job.directory / "journal"
-    return path.read_text().splitlines() if path.exists() else []
+class _Progress:
+    """The journal and the workers' stages, each line once, as they appear."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._read: dict[Path, int] = {}
+
+    def new(self) -> Iterator[str]:
+        """What has come since the last call."""
+        for path in log_files(self._job):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._read[path] = self._read.get(path, 0) + len(line)
+                    if path.name == "journal":
+                        yield line.decode().rstrip()
+                    elif line.startswith(STAGE):
+                        # A build can print such a line, too: it is shown, never believed.
+                        yield harmless(line[len(STAGE) :].decode("utf-8", "replace").rstrip())
 
 
 def verdict(job: Job, status: Status) -> list[str]:

@@ -45,7 +45,7 @@ def pieces(job: Job, *, follow: bool) -> Iterator[str]:
     done: dict[Path, int] = {}
     while True:
         final = job.status.final
-        for path in _files(job):
+        for path in log_files(job):
             before = done.get(path)
             if before is None and path.name == "log":
                 yield f"---- {path.parent.name} ----\n"
@@ -56,7 +56,8 @@ def pieces(job: Job, *, follow: bool) -> Iterator[str]:
         time.sleep(POLL)
 
 
-def _files(job: Job) -> list[Path]:
+def log_files(job: Job) -> list[Path]:
+    """The journal, then each attempt's log, oldest first."""
     logs = (job.directory / "attempts").glob("*/log")
     by_age = sorted(logs, key=lambda path: (path.parent / "order.tar").stat().st_mtime)
     return [p for p in (job.directory / "journal", *by_age) if p.exists()]

@@ -14,7 +14,7 @@ from invirtibuilder import inside, model, tarsafe
 from invirtibuilder.errors import Cancelled, Fault, PackageFault
 from invirtibuilder.order import Order
 from invirtibuilder.run import quoted
-from invirtibuilder.sandbox.base import Base, BaseSpec, make_base
+from invirtibuilder.sandbox.base import Base, BaseSpec, current, make_base
 from invirtibuilder.sandbox.contract import Bind, Command, Limits, Outcome, Proxy
 from invirtibuilder.sandbox.ids import Ids, make_tree
 from invirtibuilder.sandbox.userns import UserNamespace
@@ -46,6 +46,8 @@ class Workshop:
         spec = BaseSpec(
             suite=room.suite, architecture=room.architecture, sources=room.sources, keys={}
         )
+        if refresh or current(spec, self.directory / "bases") is None:
+            self.stage(f"base: mmdebstrap makes one of {room.suite}, which takes a minute")
         base = make_base(spec, self.directory / "bases", self.ids, log=self.log_fd, refresh=refresh)
         self.environment["base"] = base.digest
         return base
@@ -64,6 +66,7 @@ class Workshop:
         limits = Limits(
             seconds=room.seconds,
             idle_seconds=room.idle_seconds,
+            output=room.log_size,
             memory=room.memory,
             processes=room.processes,
             file_size=room.file_size,

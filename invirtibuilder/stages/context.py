@@ -47,14 +47,11 @@ class Context:
     """One daemon's hands."""
 
     site: Site
+    jobs: Jobs
     events: Events
     engines: Mapping[str, Engine]
     clock: Callable[[], datetime]
     stopping: Callable[[], bool]
-
-    @property
-    def jobs(self) -> Jobs:
-        return Jobs(self.site.jobs, self.clock)
 
     @property
     def superproject(self) -> Superproject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from invirtibuilder.errors import ConfigFault
 from tests.support.repository import TOP
 
 EXAMPLE = TOP / "conf/invirtibuilder.yaml"
+MANUAL = TOP / "debian/invirtibuilder.yaml.5"
 UNKNOWN = "no-such-key"
 Keys = tuple[str, ...]
 """Where a key is; `*` stands for a name that the site chooses, `[]` for a list's member."""
@@ -86,11 +88,12 @@ def test_every_key_is_explained() -> None:
     lines = text[: text.index("\n  dev:")].splitlines()
     bare = [
         line
-        for above, line in zip(lines, lines[1:], strict=False)
+        for above, line in itertools.pairwise(lines)
         if re.match(r" *(- )?[a-z_]+:", line) and "#" not in above + line
     ]
     # Names that the site chooses, and one of two that have a comment together.
-    assert [b.strip().split(":")[0] for b in bare] == ["name", "mail", "trusted", "untrusted"]
+    names = [line.strip().split(":")[0] for line in bare]
+    assert names == ["name", "mail", "trusted", "untrusted", "staging"]
 
 
 def test_it_loads_but_for_files_of_the_site(tmp_path: Path) -> None:
@@ -110,3 +113,10 @@ def test_it_loads_but_for_files_of_the_site(tmp_path: Path) -> None:
     assert site.pockets["staging"].limits.memory == 4 << 30
     assert site.pockets["dev"].acl["submit"][1].principal == "unix/bob"
     assert site.hooks[0].required
+
+
+def test_the_man_page_has_every_key(tmp_path: Path) -> None:
+    bold = re.findall(r"^\.(?:TP\n\.)?(?:B|BR|BI) +(.*)$", MANUAL.read_text(), re.MULTILINE)
+    words = set(re.findall(r"[a-z_]+", " ".join(bold)))
+    keys = {key[-1] for key in all_keys(tmp_path / "c.yaml")}
+    assert keys <= words, f"invirtibuilder.yaml(5) lacks {sorted(keys - words)}"
