@@ -265,7 +265,7 @@ def _pocket(name: str, value: Value, base: Path, domains: Mapping[str, Domain]) 
         components=keys["components"].texts(("main",), _word),
         mirror=keys["mirror"].text("", _url),
         extra_sources=tuple(_extra(v, base) for v in keys["extra_sources"].items()),
-        architectures=keys["architectures"].texts(("amd64",), _architecture),
+        architectures=_architectures(keys["architectures"]),
         branch=keys["branch"].text(name, _branch),
         codename=keys["codename"].text(name, _word),
         allow_backtracking=keys["allow_backtracking"].boolean(False),
@@ -279,6 +279,13 @@ def _pocket(name: str, value: Value, base: Path, domains: Mapping[str, Domain]) 
         tag_format=keys["tag_format"].text("debian/{version}", _tag_format),
         suffix=keys["version_suffix"].text(DEFAULT_SUFFIX, _suffix),
     )
+
+
+def _architectures(value: Value) -> tuple[str, ...]:
+    found = value.texts(("amd64",), _architecture)
+    if len(found) != 1:
+        value.problem("must be the worker's one architecture; several are not built yet")
+    return found
 
 
 def _extra(value: Value, base: Path) -> ExtraSource:

@@ -33,7 +33,10 @@ def collect(
     `what` is the program's mode. Raises PackageFault when the tree holds no acceptable result.
     """
     room = workshop.sandbox(
-        lowers, binds=[programs, Bind(source=tree, target="/results", writable=False)]
+        lowers,
+        binds=[programs, Bind(source=tree, target="/results")],
+        trusted=True,
+        output=workshop.order.room.limits.result_size + MAX_REPORT,
     )
     stream_file = workshop.scratch / "collected.tar"
     with stream_file.open("wb") as stream:

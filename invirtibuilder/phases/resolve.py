@@ -85,7 +85,9 @@ def resolve(workshop: Workshop, base: Base, sources: Path, dsc: str) -> Resolved
     ]
     if room.pocket:
         binds.append(Bind(source=Path(room.pocket.directory), target="/pocket"))
-    sandbox = workshop.sandbox([base.root], upper=workshop.tree("resolve"), binds=binds)
+    sandbox = workshop.sandbox(
+        [base.root], upper=workshop.tree("resolve"), binds=binds, trusted=True
+    )
     workshop.run(
         sandbox,
         [*APT, "update"],
