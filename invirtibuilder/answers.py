@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,17 @@ class Answers:
                     connection, _ = server.accept()
                 except TimeoutError:
                     continue
-                self._room.acquire()
+                while not self._room.acquire(timeout=0.5):
+                    if stop.is_set():
+                        connection.close()
+                        return
                 threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
 
     def _converse(self, connection: socket.socket) -> None:
         try:
             with connection, suppress(OSError):
-                connection.settimeout(DEADLINE)
                 answer = self._answer(connection)
+                connection.settimeout(DEADLINE)
                 connection.sendall(json.dumps(answer).encode() + b"\n")
         finally:
             self._room.release()
@@ -92,7 +96,10 @@ class Answers:
 
 def _read(connection: socket.socket) -> dict[str, Any]:
     data = b""
+    end = time.monotonic() + DEADLINE
     while not data.endswith(b"\n"):
+        # For the whole line: a byte now and then is no way to stay.
+        connection.settimeout(max(0.01, end - time.monotonic()))
         part = connection.recv(4096)
         if not part or len(data) > MAX_LINE:
             raise Malformed("expected one line of JSON")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -189,6 +190,11 @@ def _site(root: Value, file: Path) -> Site:
     tagger = site["tagger"].record("name", "mail", required=("name", "mail"))
     signing = site["signing"].record("home", "key", required=("key",))
     domains = _domains(top["domains"], directory)
+    hooks = tuple(_hook(v, base) for v in top["hooks"].items())
+    names = [hook.name for hook in hooks]
+    for name in {n for n in names if names.count(n) > 1}:
+        top["hooks"].problem(f"two hooks are called {name}; give one of them another `name`")
+    _short(site["directory"], directory / "run/daemon.sock")
     return Site(
         file=file,
         name=site["name"].text("", _site_name),
@@ -202,10 +208,16 @@ def _site(root: Value, file: Path) -> Site:
         doors=site["doors"].texts(),
         queue_group=site["queue_group"].text("", _site_name),
         max_push=site["max_push"].size(1 << 30) or 1 << 30,
-        hooks=tuple(_hook(v, base) for v in top["hooks"].items()),
+        hooks=hooks,
         domains=domains,
         pockets={n: _pocket(n, v, base, domains) for n, v in top["pockets"].members().items()},
     )
+
+
+def _short(value: Value, socket: Path) -> None:
+    """unix(7): the name of a socket has at most 107 bytes."""
+    if len(os.fsencode(socket)) > 107:
+        value.problem(f"too long for the name of a socket: {socket}")
 
 
 def _domains(value: Value, directory: Path) -> dict[str, Domain]:
@@ -214,6 +226,8 @@ def _domains(value: Value, directory: Path) -> dict[str, Domain]:
         _checked(entry, name, model.POCKET, "trust domain")
         keys = entry.record("socket", "directory")
         socket = None if keys["socket"].absent else directory / keys["socket"].text()
+        if socket:
+            _short(keys["socket"], socket)
         found[name] = Domain(
             name=name,
             socket=socket,
@@ -237,13 +251,19 @@ def _hook(value: Value, base: Path) -> HookSettings:
     if required and "submitted" not in events:
         keys["required"].problem("a required hook must take the event `submitted`")
     return HookSettings(
-        name=keys["name"].text(program.name, _site_name),
+        name=keys["name"].text(_hook_name(keys["name"], program), _hook_word),
         program=program,
         events=events,
         required=required,
         environment=environment,
         timeout=keys["timeout"].duration(60) or 60,
     )
+
+
+def _hook_name(value: Value, program: Path) -> str:
+    """The program's own name, unless that cannot be one."""
+    name = re.sub(r"[^a-z0-9_-]", "-", program.stem.lower())[:40]
+    return name if re.match("[a-z0-9]", name) else f"hook-{value.line}"
 
 
 def _pocket(name: str, value: Value, base: Path, domains: Mapping[str, Domain]) -> Pocket:
@@ -377,6 +397,7 @@ def _pattern(expression: str, what: str) -> Callable[[str], str]:
 
 _word = _pattern(r"[A-Za-z0-9][A-Za-z0-9._+/-]{0,99}", "a suite, component or codename")
 _site_name = _pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a name (letters, digits, . _ -)")
+_hook_word = _pattern(r"[a-z0-9][a-z0-9_-]{0,39}", "a name for a hook (a-z, 0-9, - and _)")
 _url = _pattern(r"(https?://|file:)[!-~]+", "a URI (http://, https:// or file:)")
 _person = _pattern(r"[^<>\n\x00-\x1f]{1,100}", "a name without <, > and control characters")
 _mail = _pattern(r"[A-Za-z0-9._+-]+@[A-Za-z0-9.-]+", "a mail address")

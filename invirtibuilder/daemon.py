@@ -218,8 +218,8 @@ class Daemon:
             addr=request.addr,
             time=request.time,
         )
-        created = self._context.jobs.create(again)
-        created.remark(f"a retry of job {job.id}")
+        self._act(again)
+        self._context.jobs.get(again.id).remark(f"a retry of job {job.id}")
 
     def _run_jobs(self) -> None:
         """Jobs one after another, oldest first; waiting ones when their time has come."""

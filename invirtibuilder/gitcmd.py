@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -34,6 +35,9 @@ OPTIONS = (
     "protocol.allow=never",
     "protocol.file.allow=always",
 )
+
+HEAD = "HEAD.lock"
+STALE = 10.0
 
 MISSING = "0" * 40
 """What git writes for "no object"."""
@@ -157,8 +161,26 @@ def set_ref(repository: Path, name: str, new: str | None, old: str | None) -> No
         if found not in (old, new):
             raise RefMoved(f"{name} is at {found or 'nothing'}, not at {old or 'nothing'}")
         if found != new:
+            _unlock(repository, name)
             git(repository, "update-ref", "--stdin", stdin=command.encode())
     sync_ref(repository, name)
+
+
+def _unlock(repository: Path, name: str) -> None:
+    """Remove the locks that a git which was killed, or a power cut, left on a ref.
+
+    A living git holds one for milliseconds: what has been there for STALE seconds is nobody's.
+    """
+    for lock in (repository / f"{name}.lock", repository / "packed-refs.lock", repository / HEAD):
+        while True:
+            try:
+                age = time.time() - lock.stat().st_mtime
+            except (FileNotFoundError, NotADirectoryError):
+                break
+            if not 0 <= age < STALE:
+                lock.unlink(missing_ok=True)
+                break
+            time.sleep(0.2)
 
 
 def sync_ref(repository: Path, name: str) -> None:

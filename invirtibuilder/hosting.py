@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from pathlib import Path
 
@@ -52,6 +51,8 @@ def push_hook(site: Site, package: str) -> list[str]:
 
 def create_package(site: Site, package: str, source: Path | None = None) -> Repository:
     """Make a package's bare repository, or bring its hook up to date; take `source` over."""
+    if source is not None and not any((source / name).exists() for name in ("HEAD", ".git")):
+        raise NotFound(f"no git repository {source}", code="no-repository")
     ensure_site(site)
     path = site.package_repository(package)
     repository = Repository.create(
@@ -87,9 +88,8 @@ def add_pocket(file: Path, name: str, settings: dict[str, str]) -> str:
     if re.search(rf"^  {re.escape(name)}:", text, re.MULTILINE):
         raise Malformed(f"{file} has a pocket {name} already", code="pocket-exists")
     lines = [f"  {name}:", *(f"    {key}: {value}" for key, value in settings.items())]
-    return text[: found.end()] + "\n".join(lines) + "\n" + text[found.end() :]
-
-
-def shown_command(*words: str) -> str:
-    """A command line of ours as a person would type it."""
-    return shlex.join(["invirtibuilder", *words])
+    following = re.compile(r"^[^\s#]", re.MULTILINE).search(text, found.end())
+    end = following.start() if following else len(text)
+    before = text[:end].rstrip("\n")
+    rest = f"\n{text[end:]}" if following else ""
+    return before + "\n" + "\n".join(lines) + "\n" + rest

@@ -2,6 +2,7 @@
 
 jobs/ID/request.json   the submission as it was accepted
 jobs/ID/state.json     state, stage, reasons: replaced at each move
+jobs/ID/cancel         who asked for a cancel, if anybody did
 jobs/ID/journal        one line a move or remark, with UTC time: the short log
 jobs/ID/STAGE.json     the facts that a stage wrote; a stage with facts is done
 jobs/ID/attempts/      runs of orders, each with its full log
@@ -9,6 +10,7 @@ jobs/ID/attempts/      runs of orders, each with its full log
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,11 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder import files, model
-from invirtibuilder.errors import NotFound, Reason
+from invirtibuilder.errors import Malformed, NotFound, Reason
 from invirtibuilder.spool import Request, parse
 from invirtibuilder.states import FINAL, State, check_move
 
 Clock = Callable[[], datetime]
+
+MAX_REMARK = 4000
+MAX_REASONS = 1 << 20
+"""Bytes of JSON of a job's reasons: state.json must stay one that can be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +76,7 @@ class Job:
         value = files.read_json(self.directory / "state.json")
         value["state"] = State(value["state"])
         value["reasons"] = tuple(value["reasons"])
-        return Status(**value)
+        return replace(Status(**value), cancel_by=self.cancel_asked)
 
     def move(
         self,
@@ -90,7 +96,7 @@ class Job:
                 old,
                 state=new,
                 since=model.iso(self._clock()),
-                reasons=tuple(r.as_json() for r in reasons),
+                reasons=tuple(r.as_json() for r in bounded(reasons)),
                 blame=blame,
                 wake=model.iso(wake) if wake else "",
             )
@@ -110,7 +116,7 @@ class Job:
 
     def remark(self, text: str) -> None:
         """Append one line to the journal."""
-        line = f"{model.iso(self._clock())} {model.printable(text)}\n"
+        line = f"{model.iso(self._clock())} {model.printable(text[:MAX_REMARK])}\n"
         fd = os.open(
             self.directory / "journal",
             os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW,
@@ -124,12 +130,16 @@ class Job:
     def ask_cancel(self, principal: str) -> None:
         """Record that somebody wants this job to stop; the pipeline looks at every turn."""
         self.remark(f"cancel asked for by {principal}")
-        self._write(replace(self.status, cancel_by=principal))
+        # A file of its own: the line writes the state at the same time.
+        files.write_atomic(self.directory / "cancel", principal)
 
     @property
     def cancel_asked(self) -> str:
         """Who asked for a cancel, or nothing."""
-        return self.status.cancel_by
+        try:
+            return files.read_capped(self.directory / "cancel", limit=4096).decode()
+        except FileNotFoundError:
+            return ""
 
     def fact(self, stage: str) -> dict[str, Any] | None:
         """What a stage wrote, or None when it is not done."""
@@ -151,7 +161,20 @@ class Job:
         files.write_json(self.directory / f"{stage}.json", value)
 
     def _write(self, status: Status) -> None:
-        files.write_json(self.directory / "state.json", asdict(status))
+        files.write_json(self.directory / "state.json", asdict(replace(status, cancel_by="")))
+
+
+def bounded(reasons: Sequence[Reason]) -> list[Reason]:
+    """The first reasons, of 1 MiB as JSON in all, and how many more there were."""
+    kept: list[Reason] = []
+    size = 0
+    for reason in reasons:
+        size += len(json.dumps(reason.as_json()))
+        if kept and size > MAX_REASONS:
+            more = f"and {len(reasons) - len(kept)} more reasons"
+            return [*kept, Reason(code="more-reasons", message=more)]
+        kept.append(reason)
+    return kept
 
 
 class Jobs:
@@ -203,9 +226,11 @@ class Jobs:
         return Job(self.directory / found[0], self._clock)
 
     def all(self) -> Iterator[Job]:
-        """Every job, oldest first."""
+        """Every job that can be read, oldest first; `unreadable` has the others."""
         for name in self.names():
-            yield Job(self.directory / name, self._clock)
+            found = self._read(name)
+            if isinstance(found, Job):
+                yield found
 
     def unfinished(self) -> list[Job]:
         """Jobs without a final state, oldest first; one that is over is read only once."""
@@ -213,9 +238,24 @@ class Jobs:
         for name in self.names():
             if name in self._over:
                 continue
-            job = Job(self.directory / name, self._clock)
+            job = self._read(name)
+            if isinstance(job, str):
+                continue
             if job.status.final:
                 self._over.add(name)
             else:
                 found.append(job)
         return found
+
+    def unreadable(self) -> dict[str, str]:
+        """Jobs whose request or state is damaged, and why; they must not stop the others."""
+        found = {name: self._read(name) for name in self.names()}
+        return {name: why for name, why in found.items() if isinstance(why, str)}
+
+    def _read(self, name: str) -> Job | str:
+        try:
+            job = Job(self.directory / name, self._clock)
+            _ = job.status
+        except (OSError, Malformed, LookupError, TypeError, ValueError) as error:
+            return str(error)
+        return job

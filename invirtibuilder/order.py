@@ -209,7 +209,7 @@ def read_result(path: Path, into: Path, order: Order) -> Manifest:
         raise Malformed("result: no manifest", code="no-manifest")
     if manifest.attempt != order.attempt or manifest.kind != order.kind:
         raise Malformed("result: of another attempt", code="foreign-result")
-    if {f.name: f for f in manifest.files} != copied:
+    if list(manifest.files) != list(copied.values()):
         raise Malformed("result: the files do not match the manifest", code="bad-hash")
     return manifest
 

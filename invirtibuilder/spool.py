@@ -8,6 +8,7 @@ import pwd
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from invirtibuilder.errors import Malformed, Unavailable
 
 VERSION = 1
 MAX_BYTES = 64 << 10
+MAX_NAME = 200
 # Action -> how each of its arguments is checked.
 ACTIONS = {
     "submit": (model.pocket_name, model.package_name, model.committish),
@@ -172,11 +174,27 @@ class Spool:
             except (Malformed, OSError) as error:
                 yield Entry(path=path, request=None, problem=str(error))
 
+    def why_set_aside(self, request_id: str) -> str:
+        """Why this request was set aside, or nothing."""
+        entry = self.directory / "bad" / f"{request_id}.json"
+        if not entry.exists():
+            return ""
+        try:
+            return entry.with_name(entry.name + ".reason").read_text().strip()
+        except FileNotFoundError:
+            return "set aside; the daemon's log says why"
+
     def set_aside(self, entry: Entry) -> None:
         """Move a bad entry to `bad/`, with the reason beside it; nothing is thrown away."""
-        target = self.directory / "bad" / entry.path.name
-        entry.path.rename(target)
-        files.write_atomic(target.with_name(target.name + ".reason"), entry.problem + "\n")
+        name = entry.path.name
+        target = self.directory / "bad" / name
+        if os.path.lexists(target) or len(os.fsencode(name)) > MAX_NAME:
+            target = target.with_name(f"{name[:40]}.{new_id(model.utcnow())}")
+        # What cannot be moved (another account's directory, a full disk) stays where it is.
+        with suppress(OSError):
+            entry.path.rename(target)
+            problem = model.printable(entry.problem) + "\n"
+            files.write_atomic(target.with_name(target.name + ".reason"), problem)
 
 
 def _read(path: Path, trusted: frozenset[int]) -> Request:

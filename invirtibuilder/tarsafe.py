@@ -31,7 +31,13 @@ class _PlainInfo(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        info = super().frombuf(buf, encoding, errors)
+        try:
+            info = super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            # tarfile takes these for the end, except in the first header.
+            raise Malformed(f"tar: cut off or damaged: {error}") from error
         if info.type == tarfile.GNUTYPE_LONGNAME:
             if info.size > MAX_NAME_HEADER:
                 raise Malformed("tar: a name of more than 4096 bytes")
@@ -64,11 +70,29 @@ def members(stream: IO[bytes], limits: Limits) -> Iterator[tuple[str, int, IO[by
                 if info.name in seen:
                     raise Malformed(f"tar: {info.name!r} twice")
                 seen.add(info.name)
-                yield info.name, info.size, cast("IO[bytes]", tar.extractfile(info))
+                content = _Content(cast("IO[bytes]", tar.extractfile(info)))
+                yield info.name, info.size, cast("IO[bytes]", content)
                 # tarfile keeps each header of a stream for ever otherwise.
                 tar.members = []  # type: ignore[attr-defined]
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+    except _DAMAGED as error:
         raise Malformed(f"tar: {error}") from error
+
+
+# A chain of long names is a recursion of tarfile's.
+_DAMAGED = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
+
+
+class _Content:
+    """A member's content: the end of a tar within it is Malformed as well."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._stream.read(size)
+        except _DAMAGED as error:
+            raise Malformed(f"tar: {error}") from error
 
 
 def check_name(name: str) -> None:

@@ -127,6 +127,8 @@ class Reprepro:
             "Codename": self.codename,
             "Architectures": " ".join((*self.architectures, "source")),
             "Components": " ".join(self.components),
+            # Packages for the installer get indices of their own.
+            "UDebComponents": " ".join(self.components),
             "Description": self.description,
             # With .xz the export of 10,000 packages would take 20 times as long.
             "DebIndices": "Packages Release . .gz",
@@ -289,8 +291,8 @@ class Reprepro:
         entries = [e for e in listed if e.source_version == version]
         sources = [e.filename.rpartition("/")[0] for e in entries if e.architecture == "source"]
         for name, sha256 in wanted.items():
-            if name.endswith(".deb"):
-                architecture = name.removesuffix(".deb").rpartition("_")[2]
+            if name.endswith((".deb", ".udeb")):
+                architecture = name.rpartition(".")[0].rpartition("_")[2]
                 indices = self.architectures if architecture == "all" else (architecture,)
                 paths = [
                     self._listed(entries, name, index, sha256, done).filename for index in indices

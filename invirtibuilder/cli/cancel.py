@@ -7,7 +7,7 @@ import time
 
 from invirtibuilder.cli.command import Command, load_site, me, say, show
 from invirtibuilder.config import Site
-from invirtibuilder.errors import Denied
+from invirtibuilder.errors import Denied, Malformed
 from invirtibuilder.jobs import Jobs
 from invirtibuilder.spool import Request, Spool
 
@@ -42,6 +42,8 @@ class Retry(Command):
     def run(self, args: argparse.Namespace) -> int:
         site = load_site(args)
         job = Jobs(site.jobs).get(args.job)
+        if not job.status.final:
+            raise Malformed(f"job {job.id} is not over: nothing to retry", code="not-over")
         request = _put(site, "retry", job.id)
         show(args, {"job": request.id, "retry_of": job.id}, request.id)
         return 0
@@ -58,8 +60,6 @@ def _put(site: Site, action: str, job: str) -> Request:
             say("queued: the daemon has not taken it up yet")
             return request
         time.sleep(0.05)
-    reason = spool.directory / "bad" / f"{request.id}.json.reason"
-    time.sleep(0.05)
-    if reason.exists():
-        raise Denied(reason.read_text().strip())
+    if why := spool.why_set_aside(request.id):
+        raise Denied(why)
     return request

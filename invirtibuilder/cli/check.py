@@ -7,7 +7,7 @@ import argparse
 from invirtibuilder import model
 from invirtibuilder.cli.command import Command, load_site, me, say, show
 from invirtibuilder.door import submit as door
-from invirtibuilder.errors import Unavailable
+from invirtibuilder.errors import Malformed, Reason, Refused, Unavailable
 from invirtibuilder.stages.admit import assess
 
 
@@ -49,9 +49,17 @@ def add_submission(parser: argparse.ArgumentParser) -> None:
 
 
 def checked(args: argparse.Namespace) -> tuple[str, str, str]:
-    """The three words of a submission. Raises Malformed."""
-    return (
-        model.pocket_name(args.pocket),
-        model.package_name(args.package),
-        model.committish(args.commit),
-    )
+    """The three words of a submission. Raises Refused with what is wrong with each."""
+    reasons: list[Reason] = []
+    for check, word in (
+        (model.pocket_name, args.pocket),
+        (model.package_name, args.package),
+        (model.committish, args.commit),
+    ):
+        try:
+            check(word)
+        except Malformed as fault:
+            reasons += fault.reasons
+    if reasons:
+        raise Refused(reasons)
+    return args.pocket, args.package, args.commit

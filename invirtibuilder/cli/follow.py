@@ -9,8 +9,9 @@ from pathlib import Path
 from invirtibuilder.cli.command import say
 from invirtibuilder.cli.log import harmless, log_files
 from invirtibuilder.config import Site
-from invirtibuilder.errors import Exit, NotFound, Reason
+from invirtibuilder.errors import Denied, Exit, NotFound, Reason
 from invirtibuilder.jobs import Job, Jobs, Status
+from invirtibuilder.spool import Spool
 from invirtibuilder.states import State
 
 POLL = 0.2
@@ -30,7 +31,7 @@ EXITS = {
 def follow(site: Site, job_id: str) -> int:
     """Print the journal as it grows, then the verdict. Returns the exit code."""
     jobs = Jobs(site.jobs)
-    job = _taken_up(jobs, job_id)
+    job = _taken_up(jobs, Spool(site.queue), job_id)
     progress = _Progress(job)
     while True:
         status = job.status
@@ -44,10 +45,12 @@ def follow(site: Site, job_id: str) -> int:
     return EXITS[status.state]
 
 
-def _taken_up(jobs: Jobs, job_id: str) -> Job:
+def _taken_up(jobs: Jobs, spool: Spool, job_id: str) -> Job:
     said = False
     started = time.monotonic()
     while True:
+        if why := spool.why_set_aside(job_id):
+            raise Denied(why)
         try:
             return jobs.get(job_id)
         except NotFound:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import sys
 import time
 from collections.abc import Iterator
@@ -42,15 +43,15 @@ def harmless(text: str) -> str:
 
 def pieces(job: Job, *, follow: bool) -> Iterator[str]:
     """The journal and each attempt's log, once; with `follow` as they grow, until the end."""
-    done: dict[Path, int] = {}
+    readers: dict[Path, _Reader] = {}
     while True:
         final = job.status.final
         for path in log_files(job):
-            before = done.get(path)
-            if before is None and path.name == "log":
-                yield f"---- {path.parent.name} ----\n"
-            yield from _read(path, before or 0)
-            done[path] = path.stat().st_size
+            if path not in readers:
+                readers[path] = _Reader(path)
+                if path.name == "log":
+                    yield f"---- {path.parent.name} ----\n"
+            yield from readers[path].more()
         if final or not follow:
             return
         time.sleep(POLL)
@@ -63,8 +64,18 @@ def log_files(job: Job) -> list[Path]:
     return [p for p in (job.directory / "journal", *by_age) if p.exists()]
 
 
-def _read(path: Path, start: int) -> Iterator[str]:
-    with path.open("rb") as file:
-        file.seek(start)
-        while data := file.read(CHUNK):
-            yield data.decode("utf-8", "replace")
+class _Reader:
+    """Reads on where it ended, also within a character."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def more(self) -> Iterator[str]:
+        """What has been written since."""
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            while data := file.read(CHUNK):
+                self._offset += len(data)
+                yield self._decoder.decode(data)

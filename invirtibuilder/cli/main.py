@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -109,13 +110,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Fault as fault:
         show_fault(fault, as_json=args.json)
         return fault.exit
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # Whoever read our output has gone; nothing more can be said there.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return Exit.OK
+        print(f"error: {error}", file=sys.stderr)
+        return Exit.MACHINE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # Whoever read our output has gone; nothing more can be said there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return Exit.OK
+    except Exception:
+        # A defect of ours; Python's own exit code for it would be remctl's.
+        traceback.print_exc()
+        return Exit.SOFTWARE
 
 
 def show_fault(fault: Fault, *, as_json: bool) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import stat
 from typing import Any
 
 from invirtibuilder import config, files, hosting, model
@@ -54,12 +56,15 @@ class PocketCommand(Command):
     def _create(self, args: argparse.Namespace, site: Site) -> None:
         name = model.pocket_name(args.pocket)
         if name not in site.pockets:
-            file = config_file(args)
+            file = config_file(args).resolve()
             like = the_pocket(site, args.like) if args.like else next(iter(site.pockets.values()))
             text = hosting.add_pocket(file, name, _settings(args, like))
             beside = file.with_name(f".{file.name}.new")
-            files.write_atomic(beside, text)
+            status = file.stat()
+            # Hooks' secrets may be in it.
+            files.write_atomic(beside, text, mode=stat.S_IMODE(status.st_mode))
             try:
+                os.chown(beside, status.st_uid, status.st_gid)
                 # The whole new file is checked before it takes the old one's place.
                 config.load(beside)
                 beside.replace(file)

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
+from invirtibuilder import model
 from invirtibuilder.cli.command import Command, load_site, show, table
 from invirtibuilder.cli.follow import verdict
 from invirtibuilder.config import Site
@@ -63,7 +64,7 @@ def _whole(site: Site, job: Job) -> str:
     lines = [
         f"job        {job.id}",
         f"asked      {' '.join((job.request.action, *job.request.args))}",
-        f"by         {job.request.principal} via {job.request.via} at {job.request.time}",
+        f"by         {model.printable(job.request.principal)} via {job.request.via} at {job.request.time}",
         f"state      {status.state} since {status.since}"
         + (f", stage {status.stage}" if status.stage and not status.final else ""),
     ]
@@ -100,7 +101,7 @@ def listed(jobs: list[Job]) -> str:
                 job.pocket,
                 job.package or job.request.action,
                 status.version,
-                job.request.principal,
+                model.printable(job.request.principal),
             )
         )
     return table(rows) if jobs else "no jobs"

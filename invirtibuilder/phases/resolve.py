@@ -19,6 +19,7 @@ from invirtibuilder.phases.workshop import Workshop
 from invirtibuilder.sandbox.base import Base
 from invirtibuilder.sandbox.contract import Bind, Proxy
 from invirtibuilder.sandbox.sources import inside
+from invirtibuilder.sandbox.userns import UserNamespace
 
 APT = (
     "apt-get",
@@ -42,22 +43,14 @@ Pin: origin ""
 Pin-Priority: 1001
 """
 
-UNMET = re.compile(r"(\S+) \((?:>=|=) ([^)\s]+)\) but (\S+) is to be installed")
+UNMET = re.compile(r"([a-z0-9][a-z0-9+.-]+)(?::\S+)? \((?:>=|=) ([^)\s]+)\) but ")
+CANDIDATE = re.compile(r"^(\S+):\n  Installed: .*\n  Candidate: (\S+)$", re.MULTILINE)
 
 
 class Unresolvable(PackageFault):
     """The build dependencies have no solution."""
 
     code = "unresolvable"
-
-    def __init__(self, message: str, *, hint: str = "", code: str = "") -> None:
-        for name, wanted, there in UNMET.findall(message):
-            if there.startswith(f"{wanted}~"):
-                hint = (
-                    f"only the pocket's suffix is in the way: {name} (>= {wanted}~) would accept"
-                    f" {there}"
-                )
-        super().__init__(message, hint=hint, code=code)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,18 +90,44 @@ def resolve(workshop: Workshop, base: Base, sources: Path, dsc: str) -> Resolved
         what="apt-get update",
     )
     workshop.stage("resolve: build dependencies")
-    workshop.run(
-        sandbox,
-        [*APT, "-y", "--download-only", "build-dep", f"./{dsc}"],
-        user="root",
-        cwd="/sources/in",
-        env={"DEB_BUILD_PROFILES": " ".join(room.profiles)},
-        proxy=proxy,
-        fault=Unresolvable,
-        what="finding the build dependencies",
-    )
+    try:
+        workshop.run(
+            sandbox,
+            [*APT, "-y", "--download-only", "build-dep", f"./{dsc}"],
+            user="root",
+            cwd="/sources/in",
+            env={"DEB_BUILD_PROFILES": " ".join(room.profiles)},
+            proxy=proxy,
+            fault=Unresolvable,
+            what="finding the build dependencies",
+        )
+    except Unresolvable as fault:
+        if hint := _suffix_hint(workshop, sandbox, str(fault)):
+            raise Unresolvable(str(fault), hint=hint) from fault
+        raise
     names = sorted(p.name for p in debs.iterdir() if p.name.endswith(".deb"))
     return Resolved(tree=debs, sha256={name: _sha256(debs / name) for name in names})
+
+
+def _suffix_hint(workshop: Workshop, sandbox: UserNamespace, message: str) -> str:
+    """What to write when nothing but a pocket's `~` suffix makes a version too low, else "".
+
+    APT names the version that there is only when the pocket is not pinned that high.
+    """
+    unmet = dict(UNMET.findall(message)[:20])
+    if not unmet:
+        return ""
+    answer = workshop.scratch / "policy"
+    with answer.open("w+b") as stream:
+        argv = ["apt-cache", *APT[1:], "policy", *unmet]
+        workshop.run(sandbox, argv, user="root", stdout=stream.fileno())
+        stream.seek(0)
+        text = stream.read(1 << 20).decode("utf-8", "replace")
+    return "\n".join(
+        f"only the pocket's suffix is in the way: `{name} (>= {unmet[name]}~)` accepts {there}"
+        for name, there in CANDIDATE.findall(text)
+        if there.startswith(f"{unmet.get(name)}~")
+    )
 
 
 def _settings(room: Room) -> tuple[dict[str, bytes], Proxy]:

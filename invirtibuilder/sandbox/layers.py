@@ -80,6 +80,9 @@ def collect(store: Path, ids: Ids) -> None:
 def _discard_free(layer: Path, ids: Ids) -> None:
     with suppress(files.Busy, FileNotFoundError), files.locked(layer / "lock", wait=False):
         (layer / "lock").unlink()
+        if not layer.name.startswith("."):
+            # Half removed it must not stand where the same layer is to be made again.
+            layer = layer.rename(tempfile.mkdtemp(prefix=".new-", dir=layer.parent))
         discard(layer, ids)
 
 

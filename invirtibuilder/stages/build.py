@@ -10,9 +10,13 @@ from typing import Any
 from invirtibuilder import files
 from invirtibuilder.config import Pocket
 from invirtibuilder.jobs import Job
+from invirtibuilder.order import Manifest
 from invirtibuilder.stages.context import Context
-from invirtibuilder.stages.orders import carry_out
+from invirtibuilder.stages.orders import carry_out, texts
 from invirtibuilder.states import State
+
+MAX_FIELDS = 20
+MAX_DEPENDENCIES = 5000
 
 
 def build(context: Context, job: Job) -> dict[str, Any]:
@@ -38,12 +42,19 @@ def build(context: Context, job: Job) -> dict[str, Any]:
     )
     return {
         "files": [asdict(f) for f in manifest.files],
-        "debs": manifest.report.get("debs", {}),
-        "dependencies": manifest.report.get("dependencies", {}),
-        "environment": dict(manifest.environment),
+        "debs": _control(manifest),
+        "dependencies": texts(manifest.report.get("dependencies"), MAX_DEPENDENCIES),
+        "environment": texts(manifest.environment, MAX_FIELDS),
         "attempt": manifest.attempt,
         "reused": None,
     }
+
+
+def _control(manifest: Manifest) -> dict[str, dict[str, str]]:
+    """The control fields of each binary package in the result, whatever the report is."""
+    debs = manifest.report.get("debs")
+    names = [f.name for f in manifest.files if f.name.endswith("deb")]
+    return {name: texts(debs.get(name), MAX_FIELDS) for name in names if isinstance(debs, dict)}
 
 
 def _published_before(context: Context, job: Job, pocket: Pocket) -> Job | None:
@@ -54,8 +65,7 @@ def _published_before(context: Context, job: Job, pocket: Pocket) -> Job | None:
         if (
             record is None
             or (record["version"], record["commit"]) != (admitted["version"], admitted["commit"])
-            or (other.suite, other.profiles, other.options, other.domain)
-            != (pocket.suite, pocket.profiles, pocket.options, pocket.domain)
+            or _environment(other) != _environment(pocket)
         ):
             continue
         directory = context.site.jobs / str(record["job"])
@@ -65,6 +75,15 @@ def _published_before(context: Context, job: Job, pocket: Pocket) -> Job | None:
             if same and earlier.status.state == State.PUBLISHED:
                 return earlier
     return None
+
+
+def _environment(pocket: Pocket) -> tuple[object, ...]:
+    """Where and how a pocket's packages are built, as far as its configuration says."""
+    return (
+        *(pocket.suite, pocket.components, pocket.mirror, pocket.extra_sources),
+        *(pocket.architectures, pocket.isolation, pocket.domain),
+        *(pocket.profiles, pocket.options),
+    )
 
 
 def _reused(job: Job, earlier: Job) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from invirtibuilder import model
 from invirtibuilder.errors import Reason
-from invirtibuilder.jobs import Job
+from invirtibuilder.jobs import Job, bounded
 from invirtibuilder.stages.context import Context
 
 TAIL = 16 << 10
@@ -41,7 +41,7 @@ def payload(
         "commit": admitted.get("commit", ""),
         "version": admitted.get("version", ""),
         "blame": blame,
-        "why": [reason.as_json() for reason in reasons],
+        "why": [reason.as_json() for reason in bounded(reasons)],
         "log_tail": log_tail,
         "publication": published.get("publication"),
         "superproject_commit": published.get("superproject_commit", ""),

@@ -10,9 +10,13 @@ from invirtibuilder import debchanges, files, model
 from invirtibuilder.errors import Malformed, PackageFault
 from invirtibuilder.jobs import Job
 from invirtibuilder.stages.context import Context
-from invirtibuilder.stages.orders import carry_out
+from invirtibuilder.stages.orders import carry_out, texts
 
 MAX_DSC = 1 << 20
+MAX_FIELDS = 20
+MAX_ORIGS = 200
+MAX_DIFFERENCES = 200
+MAX_DIFFERENCE = 500
 
 
 def export(context: Context, job: Job) -> dict[str, Any]:
@@ -62,9 +66,9 @@ def export(context: Context, job: Job) -> dict[str, Any]:
         "dsc": dsc,
         "files": [asdict(f) for f in manifest.files],
         "tree": str(manifest.report.get("tree", "")),
-        "orig_from": manifest.report.get("orig_from", {}),
-        "differences": manifest.report.get("differences", []),
-        "environment": dict(manifest.environment),
+        "orig_from": texts(manifest.report.get("orig_from"), MAX_ORIGS),
+        "differences": _differences(manifest.report.get("differences")),
+        "environment": texts(manifest.environment, MAX_FIELDS),
         "attempt": manifest.attempt,
     }
 
@@ -79,6 +83,15 @@ def _stored(store: Path, package: str, admitted: dict[str, Any]) -> dict[str, Pa
         for p in sorted(store.iterdir())
         if p.name.startswith(f"{prefix}.tar.") or p.name.startswith(f"{prefix}-")
     }
+
+
+def _differences(found: object) -> list[str]:
+    """What the export left out or changed, for the record: the first of it, and how much more."""
+    if not isinstance(found, list):
+        return []
+    shown = [str(line)[:MAX_DIFFERENCE] for line in found[:MAX_DIFFERENCES]]
+    more = len(found) - len(shown)
+    return [*shown, f"and {more} more"] if more else shown
 
 
 def _checked(job: Job, admitted: dict[str, Any], report: dict[str, Any]) -> str:

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from invirtibuilder import files
 from invirtibuilder.config import Pocket
 from invirtibuilder.engine import Attempt
-from invirtibuilder.errors import Cancelled, Fault, MachineFault, Malformed, Reason
-from invirtibuilder.jobs import Job
-from invirtibuilder.order import Manifest, Order, Room, read_order, read_result, write_order
-from invirtibuilder.stages.context import Context, Stopping
+from invirtibuilder.errors import Cancelled, Fault, MachineFault, Malformed, Reason, Unavailable
+from invirtibuilder.jobs import Job, bounded
+from invirtibuilder.order import Limits, Manifest, Order, Room, read_order, read_result, write_order
+from invirtibuilder.stages.context import Context, Stopping, Wait
 
+MAX_WORD = 1000
 ATTEMPTS = 3
 """A lost attempt (no complete manifest) is tried again, this often in all."""
 
 POLL = 0.1
+
+GRACE = 30.0
+"""Seconds that a worker has to end after a cancel; then it is no longer waited for."""
+
+WORKER_WAIT = timedelta(seconds=15)
+
+PHASES = 12
+"""Commands of one order, each of which has the pocket's limit of time for itself."""
+
+BASE_SECONDS = 7200.0
+"""What making a base may take besides."""
 
 
 class Failed(Fault):
@@ -27,7 +40,7 @@ class Failed(Fault):
     def __init__(self, manifest: Manifest) -> None:
         reasons = manifest.reasons or (Reason(code="no-reason", message="no reason was given"),)
         super().__init__(reasons[0].message, hint=reasons[0].hint, code=reasons[0].code)
-        self._reasons = reasons
+        self._reasons = tuple(bounded(reasons))
         self.blame = manifest.blame
 
     @property
@@ -57,8 +70,15 @@ def carry_out(
         if not attempt.started:
             _prepare(attempt, kind, job, room, content, inputs)
             job.remark(f"{kind}: attempt {number} goes to the worker of {pocket.domain}")
-            context.engines[pocket.domain].start(attempt)
-        _wait(context, job, attempt)
+            try:
+                context.engines[pocket.domain].start(attempt)
+            except Unavailable as fault:
+                # No attempt was made; the worker may be about to be started again.
+                attempt.lock.unlink(missing_ok=True)
+                raise Wait(str(fault), context.clock() + WORKER_WAIT) from fault
+        if not _ended(context, job, attempt, longest(room.limits)):
+            job.remark(f"{kind}: attempt {number} is lost: its worker does not end")
+            continue
         with attempt.order.open("rb") as stream:
             order = read_order(stream)
         try:
@@ -92,8 +112,18 @@ def _prepare(
     files.sync_directory(attempt.directory.parent)
 
 
-def _wait(context: Context, job: Job, attempt: Attempt) -> None:
-    """Until the worker has ended."""
+def longest(limits: Limits) -> float:
+    """Seconds after which a worker cannot be at work any more: it is frozen, or lies."""
+    return limits.seconds * PHASES + BASE_SECONDS
+
+
+def _ended(context: Context, job: Job, attempt: Attempt, seconds: float) -> bool:
+    """Wait for the worker's end, `seconds` at most; whether it has ended.
+
+    One that does not end, not even for a cancel, is told to and left behind: whatever it may
+    still give back is of an attempt that nobody asks for.
+    """
+    end = time.monotonic() + seconds
     told = False
     while attempt.running:
         if context.stopping():
@@ -101,9 +131,23 @@ def _wait(context: Context, job: Job, attempt: Attempt) -> None:
         if job.cancel_asked and not told:
             attempt.stop()
             told = True
+            end = min(end, time.monotonic() + GRACE)
+        if time.monotonic() > end:
+            break
         time.sleep(POLL)
     if job.cancel_asked:
         raise Cancelled(f"cancelled by {job.cancel_asked}")
+    if attempt.running:
+        attempt.stop()
+        return False
+    return True
+
+
+def texts(value: object, most: int) -> dict[str, str]:
+    """What a report says as a mapping of words to words, whatever it is, within bounds."""
+    if not isinstance(value, dict):
+        return {}
+    return {str(k)[:MAX_WORD]: str(v)[:MAX_WORD] for k, v in list(value.items())[:most]}
 
 
 def _accept(attempt: Attempt, order: Order, into: Path) -> Manifest:

@@ -8,21 +8,28 @@ commit that the intent names.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from invirtibuilder import debchanges, files, model
 from invirtibuilder.config import Pocket
-from invirtibuilder.errors import PackageFault, Reason, Refused
+from invirtibuilder.errors import Fault, PackageFault, Reason, Refused
+from invirtibuilder.gitrepo import Repository
 from invirtibuilder.jobs import Job
-from invirtibuilder.stages.context import Archive, Context
+from invirtibuilder.stages.context import Archive, Context, Wait
 
 INTENT = "intent.json"
+FACT = "publish"
+COMMITTED = "committed"
+"""A fact of a job that stands in the superproject, but has not all that follows: no way back."""
+
 RECORD = 1
+AGAIN = timedelta(seconds=30)
 MAX_PAUSE = 60.0
 """Seconds; after a jump of the clock the wait would be as long as the jump."""
 
@@ -32,21 +39,23 @@ def publish(context: Context, job: Job) -> dict[str, Any]:
     pocket = context.pocket(job)
     archive = context.archive(pocket)
     with _recovered(context, pocket, archive) as lock_fd:
-        record = context.superproject.record(pocket.branch, job.package)
-        if record is None or record["job"] != job.id:
-            record = _publish(context, job, pocket, archive, lock_fd)
-        return {
-            "publication": record["publication"],
-            "date": record["published"],
-            "superproject_commit": context.superproject.tip(pocket.branch),
-            "files": record["files"],
-        }
+        # Whoever finished the publication, be it a recovery, has written its facts.
+        if found := job.fact(FACT):
+            return found
+        _publish(context, job, pocket, archive, lock_fd)
+        return job.need(FACT)
 
 
-def recover(context: Context, pocket: Pocket) -> None:
-    """Finish or undo what a killed daemon has left; nothing to do is the normal case."""
-    with _recovered(context, pocket, context.archive(pocket)):
-        pass
+def recover(context: Context, pocket: Pocket) -> str:
+    """Finish or undo what a killed daemon has left; nothing to do is the normal case.
+
+    Returns why it cannot be finished yet, if so: then the pocket's jobs wait, and others go on.
+    """
+    try:
+        with _recovered(context, pocket, context.archive(pocket)):
+            return ""
+    except Wait as wait:
+        return str(wait)
 
 
 @contextmanager
@@ -57,36 +66,40 @@ def _recovered(context: Context, pocket: Pocket, archive: Archive) -> Iterator[i
         path = archive.reprepro.private / INTENT
         intent = files.read_json(path) if path.exists() else None
         if intent and context.superproject.contains(pocket.branch, intent["commit"]):
-            _finish(context, pocket, archive, intent)
+            _finished(context, pocket, archive, intent)
         else:
             _undo(archive, intent)
         yield lock_fd
 
 
-def _publish(
-    context: Context, job: Job, pocket: Pocket, archive: Archive, lock_fd: int
-) -> dict[str, Any]:
+def _publish(context: Context, job: Job, pocket: Pocket, archive: Archive, lock_fd: int) -> None:
     admitted = job.need("admit")
     _still_allowed(context, job, pocket, admitted)
-    _keep_origs(context.site.origs, job)
+    _same_origs(context.site.origs, job)
     # Dates rise by a second at least, and APT takes none from the future.
     time.sleep(min(archive.publications.pause(context.clock()), MAX_PAUSE))
     number = max([0, *archive.publications.numbers()]) + 1
     date = archive.publications.next_date(context.clock())
     record = _record(job, pocket, number, date)
     intent = _intent(context, job, pocket, record, date)
+    _nothing_in_the_way(context.repository(job.package), intent["refs"])
     files.write_json(archive.reprepro.private / INTENT, intent)
     try:
         _transact(job, pocket, archive, lock_fd, date)
         archive.publications.stage(number, date=date, valid_for=None, sign=context.signer.sign)
+        _keep_origs(context.site.origs, job)
         context.superproject.move(pocket.branch, intent["commit"], intent["parent"])
-    except BaseException:
+    except BaseException as error:
         if not context.superproject.contains(pocket.branch, intent["commit"]):
             _undo(archive, intent)
-        raise
-    _finish(context, pocket, archive, intent)
-    archive.publications.prune(context.clock())
-    return record
+            raise
+        if not isinstance(error, Exception):
+            raise
+    _finished(context, pocket, archive, intent)
+    try:
+        archive.publications.prune(context.clock())
+    except (Fault, OSError) as error:
+        job.remark(f"old publications stay for now: {error}")
 
 
 def _still_allowed(context: Context, job: Job, pocket: Pocket, admitted: dict[str, Any]) -> None:
@@ -104,18 +117,56 @@ def _still_allowed(context: Context, job: Job, pocket: Pocket, admitted: dict[st
         )
 
 
-def _keep_origs(store: Path, job: Job) -> None:
-    """Upstream tarballs are write-once by name for the whole site: the first bytes win."""
-    store.mkdir(exist_ok=True)
+def _nothing_in_the_way(repository: Repository, refs: Mapping[str, str]) -> None:
+    """Each ref can be made once the publication stands. Raises Refused with every one that not.
+
+    Pushes cannot make such refs; imports, other pockets and earlier configurations can.
+    """
+    reasons = []
+    for name, target in refs.items():
+        there = repository.refs(name)
+        parts = name.split("/")
+        above = ["/".join(parts[:n]) for n in range(3, len(parts))]
+        wrong = [n for n, oid in there.items() if (n, oid) != (name, target)]
+        wrong += [n for n in above if repository.ref(n)]
+        reasons += [
+            Reason(
+                code="ref-in-the-way",
+                message=f"{found} is in the way of {name}",
+                hint="a higher version has other refs; or the administrator moves it away",
+            )
+            for found in wrong
+        ]
+    if reasons:
+        raise Refused(reasons)
+
+
+def _origs(job: Job) -> list[dict[str, Any]]:
     version = model.upstream_version(job.need("admit")["version"])
-    for file in job.need("export")["files"]:
+    prefix = f"{job.package}_{version}.orig"
+    return [f for f in job.need("export")["files"] if str(f["name"]).startswith(prefix)]
+
+
+def _keep_origs(store: Path, job: Job) -> None:
+    """Upstream tarballs are write-once by name for the whole site: the first bytes win.
+
+    The last thing before the commit point: what is not published takes no name.
+    """
+    for file in _origs(job):
+        if not (store / file["name"]).exists():
+            beside = store / f".{file['name']}.tmp"
+            shutil.copyfile(job.directory / "source" / file["name"], beside)
+            files.sync_file(beside)
+            beside.rename(store / file["name"])
+    files.sync_directory(store)
+
+
+def _same_origs(store: Path, job: Job) -> None:
+    """What the store has already is what this job has. Raises PackageFault."""
+    store.mkdir(exist_ok=True)
+    for file in _origs(job):
         name = str(file["name"])
-        if not name.startswith(f"{job.package}_{version}.orig"):
-            continue
-        kept = store / name
-        if not kept.exists():
-            files.write_atomic(kept, (job.directory / "source" / name).read_bytes())
-        elif _sha256(kept) != file["sha256"]:
+        if (store / name).exists() and _sha256(store / name) != file["sha256"]:
             raise PackageFault(
                 f"{name} was published before with other content",
                 code="orig-differs",
@@ -177,11 +228,12 @@ def _intent(
     repository = context.repository(job.package)
     site = context.site
     refs = {pocket.kept_ref(version): commit}
-    tag = ""
     if not pocket.allow_backtracking:
         name = f"refs/tags/{pocket.tag(version)}"
-        tag = repository.ref(name) or ""
-        if not tag:
+        if there := repository.ref(name):
+            _tag_is_here(repository, name, commit)
+            tag = there
+        else:
             tag = repository.tag_object(
                 pocket.tag(version),
                 commit,
@@ -190,7 +242,7 @@ def _intent(
                 site.tagger_mail,
                 date,
             )
-            refs[name] = tag
+        refs[name] = tag
     held = {"Pristine-Tar": record["pristine_tar"]}
     if record["upstream_tag"]:
         held["Upstream-Tag"] = record["upstream_tag"]["object"]
@@ -225,6 +277,15 @@ def _intent(
         "parent": parent,
         "refs": refs,
     }
+
+
+def _tag_is_here(repository: Repository, ref: str, commit: str) -> None:
+    """Another pocket may have tagged the version since admission. Raises Refused."""
+    if repository.peeled(ref) != commit:
+        tag = ref.removeprefix("refs/tags/")
+        message = f"the tag {tag} does not point to {commit[:12]} (any more)"
+        hint = "a version once tagged stays: use a higher one"
+        raise Refused([Reason(code="tag-elsewhere", message=message, hint=hint)])
 
 
 def _transact(job: Job, pocket: Pocket, archive: Archive, lock_fd: int, date: datetime) -> None:
@@ -266,6 +327,18 @@ def _transact(job: Job, pocket: Pocket, archive: Archive, lock_fd: int, date: da
     files.remove_tree(folder)
 
 
+def _finished(context: Context, pocket: Pocket, archive: Archive, intent: dict[str, Any]) -> None:
+    """`_finish`, or Wait: it is published, so nothing may fail it any more."""
+    try:
+        _finish(context, pocket, archive, intent)
+    except (Fault, OSError) as error:
+        directory = context.site.jobs / intent["job"]
+        if directory.is_dir():
+            Job(directory, context.clock).write_fact(COMMITTED, {"commit": intent["commit"]})
+        why = f"publication {intent['publication']} of {pocket.name} cannot be finished: {error}"
+        raise Wait(why, context.clock() + AGAIN) from error
+
+
 def _finish(context: Context, pocket: Pocket, archive: Archive, intent: dict[str, Any]) -> None:
     """After the commit point: every step can be repeated."""
     repository = context.repository(intent["package"])
@@ -277,10 +350,29 @@ def _finish(context: Context, pocket: Pocket, archive: Archive, intent: dict[str
     if archive.publications.current() != intent["publication"]:
         archive.publications.switch(intent["publication"])
     archive.reprepro.commit()
+    _write_facts(context, pocket, intent)
     for held in repository.refs(f"refs/invirtibuilder/jobs/{intent['job']}/"):
         repository.unkeep(held)
     (archive.reprepro.private / INTENT).unlink(missing_ok=True)
     files.sync_directory(archive.reprepro.private)
+
+
+def _write_facts(context: Context, pocket: Pocket, intent: dict[str, Any]) -> None:
+    """The job's facts, before the intent goes: later there may be another record in its place."""
+    directory = context.site.jobs / intent["job"]
+    if not directory.is_dir():
+        return
+    job = Job(directory, context.clock)
+    record = context.superproject.record(pocket.branch, intent["package"])
+    if record is None or record["job"] != job.id:
+        raise RuntimeError(f"{pocket.branch} does not have the record of job {job.id}")
+    value = {
+        "publication": record["publication"],
+        "date": record["published"],
+        "superproject_commit": intent["commit"],
+        "files": record["files"],
+    }
+    job.write_fact(FACT, value)
 
 
 def _undo(archive: Archive, intent: dict[str, Any] | None) -> None:
@@ -295,9 +387,9 @@ def _undo(archive: Archive, intent: dict[str, Any] | None) -> None:
 def first_publication(context: Context, pocket: Pocket) -> None:
     """Publish an empty repository in a new pocket, so that its stanza works from the start."""
     archive = context.archive(pocket)
+    if archive.publications.current() is not None:
+        return
     with _recovered(context, pocket, archive) as lock_fd:
-        if archive.publications.numbers():
-            return
         archive.reprepro.begin()
         archive.reprepro.export(lock_fd=lock_fd)
         date = archive.publications.next_date(context.clock().astimezone(UTC))

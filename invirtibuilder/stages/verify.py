@@ -9,7 +9,7 @@ from typing import Any
 from invirtibuilder import debchanges, files, model
 from invirtibuilder.config import Pocket
 from invirtibuilder.errors import Fault, PackageFault, Reason
-from invirtibuilder.jobs import Job
+from invirtibuilder.jobs import Job, bounded
 from invirtibuilder.stages.context import Context
 
 MAX_TEXT = 4 << 20
@@ -47,13 +47,15 @@ def verify(context: Context, job: Job) -> dict[str, Any]:
             control = built["debs"].get(name)
             reasons += _check_binary(name, control, dsc, pocket)
     reasons += _clashes(context, job, pocket, built)
+    if not any(n.endswith("deb") for n in names):
+        reasons.append(_reason("no-binaries", "the build made no binary package"))
     buildinfo = [n for n in names if n.endswith(".buildinfo")]
     if len(buildinfo) != 1:
         reasons.append(_reason("no-buildinfo", f"expected one .buildinfo, got {len(buildinfo)}"))
     elif not reasons:
         reasons += _check_buildinfo(folder / buildinfo[0], dsc, built)
     if reasons:
-        raise Unfit(reasons)
+        raise Unfit(bounded(reasons))
     return {"buildinfo": buildinfo[0], "binaries": [n for n in names if n.endswith("deb")]}
 
 
@@ -129,6 +131,7 @@ def _check_buildinfo(path: Path, dsc: debchanges.Dsc, built: dict[str, Any]) -> 
         for file in built["files"]
         if file["name"].endswith("deb") and named.get(file["name"]) != file["sha256"]
     ]
-    if info.source != dsc.source:
-        found.append(_reason("bad-buildinfo", f"{path.name} is of {info.source}"))
+    if (info.source, info.source_version) != (dsc.source, dsc.version):
+        message = f"{path.name} is of {info.source} {info.source_version}"
+        found.append(_reason("bad-buildinfo", message))
     return found

@@ -9,19 +9,8 @@ import pytest
 
 from invirtibuilder.debchanges import parse_dsc
 from invirtibuilder.run import run
-from tests.support.archive import fetch_dsc
+from tests.support.archive import imported
 from tests.support.exporting import export
-from tests.support.packages import Repo, git, identity
-
-
-def imported(name: str, directory: Path) -> tuple[Repo, Path]:
-    """The newest version in the archive as a repository, and the .dsc it was made from."""
-    dsc = fetch_dsc(name, directory / "archive")
-    repo = directory / "repo"
-    argv = ["gbp", "import-dsc", "--pristine-tar", "--debian-branch=main", str(dsc), str(repo)]
-    run(argv, cwd=directory, env=identity(), timeout=300)
-    version = parse_dsc(dsc.read_bytes()).version
-    return Repo(path=repo, commit=git(repo, "rev-parse", "HEAD"), name=name, version=version), dsc
 
 
 @pytest.mark.parametrize("name", ["hello", "distro-info"])

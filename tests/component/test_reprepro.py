@@ -112,6 +112,22 @@ def test_include_lists_source_and_every_binary(
     assert not archive.is_open()
 
 
+def test_packages_for_the_installer_are_taken(archive: Reprepro, lock: int, tmp_path: Path) -> None:
+    """Many real sources have one; clients that install other packages never look at its index."""
+    binaries = [
+        Binary(name="libfoo1", architecture="amd64"),
+        Binary(name="libfoo1-udeb", architecture="amd64", udeb=True),
+    ]
+    include(archive, debs.upload(tmp_path / "in", "foo", "1.0", binaries=binaries), lock)
+    assert ("libfoo1-udeb", "1.0", "amd64") in listed(archive, lock)
+    archive.begin()
+    archive.export(lock_fd=lock)
+    archive.commit()
+    dists = archive.private / "dists/dev/main"
+    assert "libfoo1-udeb" not in (dists / "binary-amd64/Packages").read_text()
+    assert "libfoo1-udeb" in (dists / "debian-installer/binary-amd64/Packages").read_text()
+
+
 def test_include_again_is_no_error(archive: Reprepro, lock: int, tmp_path: Path) -> None:
     changes = debs.upload(tmp_path / "in", "foo", "1.0")
     include(archive, changes, lock)

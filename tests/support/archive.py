@@ -9,7 +9,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from invirtibuilder.debchanges import parse_dsc
 from invirtibuilder.run import run
+from tests.support.packages import Repo, git, identity
 
 # Fields of apt-get(8)'s index targets; whether the machine has deb822 or one-line sources.
 TARGETS = "$(RELEASE)|$(REPO_URI)|$(COMPONENT)|$(SOURCESENTRY)"
@@ -27,6 +29,17 @@ def fetch_dsc(name: str, directory: Path, suite: str = "bookworm") -> Path:
         shutil.copyfile(path, directory / path.name)
     (dsc,) = folder.glob("*.dsc")
     return directory / dsc.name
+
+
+def imported(name: str, directory: Path) -> tuple[Repo, Path]:
+    """The newest version in the archive as `gbp import-dsc --pristine-tar` makes a repository of
+    it below `directory`, and the .dsc it was made from."""
+    dsc = fetch_dsc(name, directory / "archive")
+    repo = directory / "repo"
+    argv = ["gbp", "import-dsc", "--pristine-tar", "--debian-branch=main", str(dsc), str(repo)]
+    run(argv, cwd=directory, env=identity(), timeout=300)
+    version = parse_dsc(dsc.read_bytes()).version
+    return Repo(path=repo, commit=git(repo, "rev-parse", "HEAD"), name=name, version=version), dsc
 
 
 @functools.cache

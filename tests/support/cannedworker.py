@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import tempfile
 import threading
@@ -67,7 +68,9 @@ def export(work: Work) -> Answer:
     tree = run(["git", "rev-parse", "refs/heads/it^{tree}"], cwd=repository).text
     package, version = content["package"], content["version"]
     folder = work.folder / "source"
-    changes = upload(folder, package, version, content=content["commit"])
+    text = run(["git", "show", "refs/heads/it:debian/control"], cwd=repository).text
+    binaries = [Binary(name=name) for name in re.findall(r"^Package: (\S+)", text, re.M)]
+    changes = upload(folder, package, version, binaries=binaries, content=content["commit"])
     dsc = changes.with_suffix(".dsc")
     listed = debchanges.parse_dsc(dsc.read_bytes())
     report = {"ok": True, "tree": tree, "orig_from": {}, "differences": []}

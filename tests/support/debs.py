@@ -25,6 +25,7 @@ class Binary:
 
     name: str
     architecture: str = "all"
+    udeb: bool = False
     version: str = ""
 
 
@@ -92,8 +93,10 @@ def deb(folder: Path, binary: Binary, source: str, version: str, content: str = 
     (tree / "DEBIAN" / "control").write_text(
         f"Package: {binary.name}\n{of}Version: {own}\nArchitecture: {binary.architecture}\n"
         f"Maintainer: {PERSON}\nDescription: test\n"
+        + ("Package-Type: udeb\nSection: debian-installer\n" if binary.udeb else "")
     )
-    path = folder / f"{binary.name}_{without_epoch(own)}_{binary.architecture}.deb"
+    ending = "udeb" if binary.udeb else "deb"
+    path = folder / f"{binary.name}_{without_epoch(own)}_{binary.architecture}.{ending}"
     run(
         ["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, path],
         env={"SOURCE_DATE_EPOCH": "1750000000"},

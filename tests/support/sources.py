@@ -99,9 +99,10 @@ def pristine(
     files: Mapping[str, str | bytes] | None = None,
     signed: bool = False,
     source_format: str = "3.0 (quilt)",
+    pristine_tar: bool = True,
 ) -> Repo:
-    """A package made by `gbp import-orig --pristine-tar`; the tarballs are beside the repository,
-    in DIRECTORY.tarballs.
+    """A package made by `gbp import-orig --pristine-tar` (or `--no-pristine-tar`); the tarballs
+    are beside the repository, in DIRECTORY.tarballs.
 
     With `components` there is a second tarball for each; with `signed` the main one has a
     detached signature by a new key, which is debian/upstream/signing-key.asc.
@@ -118,7 +119,8 @@ def pristine(
     git(directory, "init", "--quiet")
     git(directory, "commit", "--quiet", "--allow-empty", "-m", "Start")
     extra = {"debian/upstream/signing-key.asc": sign(beside, main)} if signed else {}
-    argv = ["gbp", "import-orig", "--no-interactive", "--pristine-tar", "--debian-branch=main"]
+    option = "--pristine-tar" if pristine_tar else "--no-pristine-tar"
+    argv = ["gbp", "import-orig", "--no-interactive", option, "--debian-branch=main"]
     argv += [f"--component={component}" for component in components]
     argv += [f"--upstream-version={number}", "--upstream-branch=upstream"]
     # gbp wants the branch, and a signature beside the tarball is taken by itself.

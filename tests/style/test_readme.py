@@ -1,0 +1,81 @@
+"""README.rst says what is so."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from invirtibuilder import states
+from invirtibuilder.cli import main
+from tests.style.test_layers import ROWS, row_of
+from tests.support.repository import TOP, kept, modules
+
+README = (TOP / "README.rst").read_text()
+
+
+def table_rows(first: str) -> dict[str, str]:
+    """The table whose first cell is `first`: its rows, the lines of a cell joined."""
+    found = re.search(rf"^=+  =+\n({re.escape(first)} .*?)^=+  =+$", README, re.M | re.S)
+    assert found, f"no table begins with {first}"
+    rows: dict[str, str] = {}
+    for line in found[1].splitlines():
+        name, _, text = line.partition("  ")
+        if name:
+            rows[name] = text
+        else:
+            rows[list(rows)[-1]] += " " + text.strip()
+    return rows
+
+
+def test_the_states() -> None:
+    shown = "\n".join(f"    {line}" for line in states.diagram().splitlines())
+    assert f"\n{shown}\n" in README
+
+
+def test_the_two_commands() -> None:
+    first_screen = "\n".join(README.splitlines()[:24])
+    for command in ("conf/quickstart [DIR]", "tests/run [PYTEST-ARGS]"):
+        assert f"    sudo {command}\n" in first_screen
+        assert os.access(TOP / command.split()[0], os.X_OK)
+
+
+def test_continuous_integration_runs_the_command_for_the_tests() -> None:
+    assert (TOP / ".ci/run").read_text().splitlines()[-1] == "exec tests/run"
+
+
+def test_folders() -> None:
+    there = {f"``{p.relative_to(TOP).parts[0]}/``" for p in kept() if p.parent != TOP}
+    assert set(table_rows("``conf/``")) == there
+
+
+def test_folders_of_tests() -> None:
+    below = (p.relative_to(TOP).parts for p in kept())
+    there = {f"``tests/{parts[1]}``" for parts in below if parts[0] == "tests" and len(parts) > 2}
+    assert set(table_rows("``tests/unit``")) == there
+
+
+def test_rows_of_modules() -> None:
+    rows = table_rows("core")
+    assert list(rows) == list(ROWS)
+    shown = {row: set(re.findall(r"``([a-z_]+/?)``", text)) for row, text in rows.items()}
+    for name, path in modules().items():
+        folder, _, rest = name.partition(".")
+        if name and not (path.stem == "__init__" and not rest):
+            assert (f"{folder}/" if rest else folder) in shown[row_of(name)], name
+    there = {n for name in modules() for n in (name, name.split(".")[0] + "/")}
+    assert not {n for names in shown.values() for n in names} - there
+
+
+def test_commands_exist() -> None:
+    """Each command shown is one that the parser takes."""
+    parser = main.make_parser()
+    shown = re.findall(r"^    (?:sudo )?invirtibuilder (.*?)(?:  +#.*)?$", README, re.MULTILINE)
+    assert len(shown) > 15
+    for line in shown:
+        parser.parse_args(line.split())
+
+
+def test_files_exist() -> None:
+    names = re.findall(r"(?:conf|debian|hooks\.d|tests|door)/[a-z][a-z._/0-9]*[a-z0-9]", README)
+    for name in set(names) - {"debian/gbp.conf"}:  # a package's
+        assert (TOP / name).exists() or (TOP / "invirtibuilder" / name).exists(), name
