@@ -47,5 +47,5 @@ def _ask(program: Path | None, pocket: str, action: str) -> frozenset[str]:
 
 def _lines(data: bytes) -> frozenset[str]:
     """One principal a line, as in remctl's `file:`; a line that starts with # is a comment."""
-    lines = (line.strip() for line in data.decode("utf-8", "strict").splitlines())
+    lines = (line.strip() for line in data.decode("utf-8", "strict").split("\n"))
     return frozenset(line for line in lines if line and not line.startswith("#"))

@@ -325,7 +325,7 @@ def _limits(value: Value) -> Limits:
         *("time", "idle", "cpu_time", "memory", "processes", "file_size", "log", "result")
     )
     cpu = keys["cpu_time"].duration(None)
-    processes = keys["processes"].number(None, 20)
+    processes = keys["processes"].number(5000, 20)
     return Limits(
         seconds=keys["time"].duration(3600) or 3600,
         idle_seconds=keys["idle"].duration(None),

@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from inotify_simple import INotify, flags
 
@@ -22,7 +22,7 @@ from invirtibuilder import acl, files, hosting, model
 from invirtibuilder.answers import Answers
 from invirtibuilder.config import Site
 from invirtibuilder.engine import ChildEngine, Engine, SocketEngine
-from invirtibuilder.errors import Denied, Fault, MachineFault, Malformed
+from invirtibuilder.errors import ConfigFault, Denied, Fault, MachineFault, Malformed
 from invirtibuilder.hooks import Events, Hook
 from invirtibuilder.jobs import Job, Jobs
 from invirtibuilder.pipeline import advance
@@ -33,6 +33,10 @@ from invirtibuilder.stages.publish import recover
 from invirtibuilder.states import State
 
 Log = Callable[[str], None]
+ILL = 10.0
+"""Seconds until what could not even be written down is tried again."""
+LONGEST = timedelta(hours=2)
+"""No job waits for longer than this without being looked at."""
 SCAN = 60.0
 """Seconds after which the queue is looked at even if nothing was reported."""
 
@@ -110,7 +114,10 @@ class Daemon:
             engine.check()
         for pocket in self.site.pockets.values():
             hosting.ensure_pocket(self._context, pocket)
-            recover(self._context, pocket)
+            if why := recover(self._context, pocket):
+                self.log(why)
+        for name, why in self._context.jobs.unreadable().items():
+            self.log(f"job {name} cannot be read: {model.printable(why)[:300]}")
         answers = Answers(self.site.socket, self._context, self.trusted())
         threads = [
             threading.Thread(target=self._guarded, args=(body,), name=name, daemon=True)
@@ -155,7 +162,10 @@ class Daemon:
 
     def trusted(self) -> frozenset[int]:
         """The uids of door programs: they say on whose behalf they come."""
-        return frozenset(pwd.getpwnam(name).pw_uid for name in self.site.doors)
+        try:
+            return frozenset(pwd.getpwnam(name).pw_uid for name in self.site.doors)
+        except KeyError as error:
+            raise ConfigFault(f"site: doors: {error}") from error
 
     def take_up(self) -> None:
         """Turn the queue's entries into jobs or acts, in order of arrival."""
@@ -171,6 +181,10 @@ class Daemon:
                 self.log(f"{entry.request.action} {entry.request.id}: {fault}")
                 self._spool.set_aside(Entry(path=entry.path, request=None, problem=str(fault)))
                 continue
+            except OSError as error:
+                # A full disk, say: the entries stay, in order, and are tried again.
+                self.log(f"{entry.request.action} {entry.request.id} waits: {error}")
+                break
             entry.path.unlink(missing_ok=True)
         self._work.set()
         self._events.set()
@@ -212,7 +226,9 @@ class Daemon:
         again = Request(
             id=request.id,
             action=job.request.action,
-            args=job.request.args,
+            args=(*job.request.args[:2], job.status.commit or job.request.args[2])
+            if job.request.action == "submit"
+            else job.request.args,
             principal=request.principal,
             via=request.via,
             addr=request.addr,
@@ -232,6 +248,11 @@ class Daemon:
                     self._advance(job)
                 except Stopping:
                     return
+                except OSError as error:
+                    # Not even the job's state could be written.
+                    self.log(f"job {job.id} waits: {error}")
+                    self._work.wait(ILL)
+                    continue
                 status = job.status
                 self.log(f"job {job.id}: {status.state}" + _first(status.reasons))
                 self._events.set()
@@ -257,7 +278,8 @@ class Daemon:
             if status.state != State.WAITING or status.cancel_by or not status.wake:
                 return job, None
             wake = datetime.fromisoformat(status.wake)
-            if wake <= now:
+            # One further away than anything waits for was set before the clock went back.
+            if wake <= now or wake - now > LONGEST:
                 return job, None
             seconds = (wake - now).total_seconds()
             soonest = seconds if soonest is None else min(soonest, seconds)
@@ -266,8 +288,12 @@ class Daemon:
     def _deliver_events(self) -> None:
         while not self._stop.is_set():
             self._events.clear()
-            due = self._context.events.deliver()
             seconds = SCAN
+            try:
+                due = self._context.events.deliver()
+            except OSError as error:
+                self.log(f"events wait: {error}")
+                due, seconds = None, ILL
             if due is not None:
                 seconds = max(0.2, (due - self._context.clock()).total_seconds())
             self._events.wait(min(seconds, SCAN))

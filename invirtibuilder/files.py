@@ -72,17 +72,17 @@ def read_json(path: Path, *, limit: int = 4 << 20) -> Any:
     data = read_capped(path, limit=limit)
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Malformed(f"{path}: not JSON: {error}") from error
 
 
 def read_capped(path: Path, *, limit: int) -> bytes:
     """Read a regular file, never through a symbolic link, of at most `limit` bytes."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise Malformed(f"{path}: not a regular file")
     with os.fdopen(fd, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise Malformed(f"{path}: not a regular file")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise Malformed(f"{path}: larger than {limit} bytes")

@@ -19,6 +19,9 @@ from invirtibuilder.run import ProcessFault
 KEPT = "refs/invirtibuilder/"
 """Where our own refs are: fetched by anybody, pushed by nobody."""
 
+FORWARD = "branches that are here move only forward, and tags stay: push the others by themselves"
+FETCHED = ("From ", " * ", " = ", "   ", " t ")
+"""How git-fetch(1) begins a line about a ref that can be taken."""
 WHOLE = "the repository must be whole (not shallow), of SHA-1 objects, and pass git fsck --strict"
 
 IMPORT_TIMEOUT = 3600.0
@@ -265,16 +268,19 @@ class Repository:
             try:
                 self._fetch(source, env)
             except ProcessFault as fault:
-                told = fault.done.err.decode("utf-8", "replace").strip()[-2000:]
+                lines = fault.done.err.decode("utf-8", "replace").splitlines()
+                told = [line.strip() for line in lines if not line.startswith(FETCHED)]
+                rejected = any(line.startswith("! ") for line in told)
                 raise Malformed(
-                    f"{source} cannot be imported: {told}",
+                    f"{source} cannot be imported: " + "\n".join(told).strip()[-2000:],
                     code="import",
-                    hint=WHOLE,
+                    hint=FORWARD if rejected else WHOLE,
                 ) from fault
 
     def _fetch(self, source: Path, env: Mapping[str, str]) -> None:
         specs = ("refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*")
-        flags = ("--quiet", "--atomic", "--no-tags", "--no-write-fetch-head", "--no-auto-gc")
+        # Without --quiet, which would leave out the refs that are rejected.
+        flags = ("--atomic", "--no-tags", "--no-write-fetch-head", "--no-auto-gc")
         git(
             self.path,
             "fetch",

@@ -88,7 +88,10 @@ def principal(value: object) -> str:
     """
     if not isinstance(value, str) or not value:
         raise Malformed("the principal is empty", code="bad-principal")
-    if len(value.encode()) > MAX_PRINCIPAL or any(ord(c) < 32 or ord(c) == 127 for c in value):
+    # C0, DEL and C1; and halves of characters, which no file takes.
+    if any(ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 for c in value) or (
+        len(value.encode()) > MAX_PRINCIPAL
+    ):
         raise Malformed(f"not a valid principal: {printable(value)[:80]!r}", code="bad-principal")
     return value
 

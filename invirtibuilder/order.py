@@ -31,7 +31,7 @@ class Limits:
     idle_seconds: float | None = None
     cpu_seconds: int | None = None
     memory: int | None = None
-    processes: int | None = None
+    processes: int | None = 5000
     file_size: int | None = 8 << 30
     log_size: int | None = 1 << 30
     result_size: int = 8 << 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -17,7 +18,7 @@ from invirtibuilder.stages.context import Context, Stopping, Wait
 from invirtibuilder.stages.events import log_tail, payload
 from invirtibuilder.stages.export import export
 from invirtibuilder.stages.notify import notify
-from invirtibuilder.stages.publish import publish
+from invirtibuilder.stages.publish import COMMITTED, publish
 from invirtibuilder.stages.verify import verify
 from invirtibuilder.states import State
 
@@ -36,6 +37,7 @@ STAGES: tuple[tuple[str, Stage], ...] = (
 VERDICT = "verdict"
 RETRY = timedelta(seconds=30)
 FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL_WORDS = tuple(os.strerror(number) for number in FULL)
 
 
 def advance(context: Context, job: Job) -> None:
@@ -54,7 +56,7 @@ def advance(context: Context, job: Job) -> None:
             if context.stopping():
                 raise Stopping
             # What is published stays published: a cancel comes too late then.
-            if job.cancel_asked and job.fact("publish") is None:
+            if job.cancel_asked and not (job.fact("publish") or job.fact(COMMITTED)):
                 raise Cancelled(f"cancelled by {job.cancel_asked}")
             job.note(stage=name)
             job.remark(name)
@@ -69,6 +71,9 @@ def advance(context: Context, job: Job) -> None:
     except Refused as fault:
         _decide(job, State.REFUSED, fault.reasons, Blame.REQUEST)
     except Fault as fault:
+        if fault.blame == Blame.MACHINE and any(word in str(fault) for word in FULL_WORDS):
+            job.move(State.WAITING, str(fault), reasons=fault.reasons, wake=context.clock() + RETRY)
+            return
         _decide(job, State.FAILED, fault.reasons, fault.blame)
     except OSError as error:
         if error.errno in FULL:

@@ -110,7 +110,7 @@ def run(
             why = ""
         except subprocess.TimeoutExpired:
             kill_group(process)
-            out, err = process.communicate()
+            out, err = _rest(process)
             why = f"no end after {timeout:g} s"
     done = Done(
         argv=args,
@@ -161,8 +161,7 @@ def started_group(
             preexec_fn=limits,
         )
     except OSError as error:
-        done = Done(argv=tuple(argv), code=127, out=b"", err=str(error).encode(), seconds=0)
-        raise ProcessFault(done, "cannot be started") from error
+        raise _not_started(argv, error) from error
     try:
         yield process
     finally:
@@ -175,6 +174,19 @@ def started_group(
                 pipe.close()
 
 
+def _not_started(argv: Sequence[str], error: OSError) -> ProcessFault:
+    done = Done(argv=tuple(argv), code=127, out=b"", err=str(error).encode(), seconds=0)
+    return ProcessFault(done, "cannot be started")
+
+
+def _rest(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """What a killed group has said; one that has left the group is not waited for."""
+    try:
+        return process.communicate(timeout=1)
+    except subprocess.TimeoutExpired as error:
+        return error.output or b"", error.stderr or b""
+
+
 def kill_group(process: subprocess.Popen[bytes]) -> None:
     """TERM to the whole group, GRACE seconds, KILL."""
     with contextlib.suppress(ProcessLookupError):
@@ -182,9 +194,11 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        pass
+    # Its children may have outlived it.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 Detached = subprocess.Popen[bytes]
@@ -199,14 +213,19 @@ def detach(
     stderr: int,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a process that is meant to outlive us, in a session of its own."""
-    return subprocess.Popen(
-        [str(a) for a in argv],
-        env=environment(env),
-        cwd="/",
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        pass_fds=tuple(pass_fds),
-        start_new_session=True,
-    )
+    """Start a process that is meant to outlive us, in a session of its own. Raises ProcessFault."""
+    args = [str(a) for a in argv]
+    try:
+        return subprocess.Popen(
+            args,
+            env=environment(env),
+            cwd="/",
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=tuple(pass_fds),
+            start_new_session=True,
+            umask=0o022,
+        )
+    except OSError as error:
+        raise _not_started(args, error) from error

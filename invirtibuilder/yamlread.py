@@ -33,6 +33,16 @@ class Problems:
             raise ConfigFault("\n".join(lines), hint="conf/invirtibuilder.yaml explains every key")
 
 
+N = TypeVar("N", int, float)
+
+
+def positive(number: N) -> N:
+    """The number, when it is more than 0. Raises ValueError."""
+    if number <= 0:
+        raise ValueError("must be more than 0")
+    return number
+
+
 class Value:
     """A YAML node and where it stands. Every reader reports a problem and gives a stand-in."""
 
@@ -88,7 +98,7 @@ class Value:
             found = re.fullmatch(r"([0-9]+)\s*([KMGT]?)(?:i?B)?", value)
             if not found:
                 raise ValueError(f"must be a size such as 512M or 4G, not {value!r}")
-            return int(found[1]) << (10 * " KMGT".index(found[2] or " "))
+            return positive(int(found[1]) << (10 * " KMGT".index(found[2] or " ")))
 
         return self._scalar({"int", "str"}, "a size", default, make)
 
@@ -99,7 +109,8 @@ class Value:
             found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd]?)", value)
             if not found:
                 raise ValueError(f"must be a duration such as 30s, 10m or 2h, not {value!r}")
-            return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+            unit = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+            return positive(float(found[1]) * unit)
 
         return self._scalar({"int", "float", "str"}, "a duration", default, make)
 
@@ -175,7 +186,7 @@ def read(file: Path) -> tuple[Value, Problems]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigFault(f"{file}:{line}: {error.problem}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigFault(f"{file}: {error}") from error
     problems = Problems(file)
     value: Any = node

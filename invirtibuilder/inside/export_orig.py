@@ -92,15 +92,22 @@ def provide(repository: Repository, wanted: Wanted, store: Path, target: Path) -
 
 
 def _from_store(wanted: Wanted, store: Path, target: Path) -> list[Orig]:
-    origs = []
+    """One tarball of each component: a 1.0 package may have added another compression's."""
+    found: dict[str, list[str]] = {}
     for name in wanted.stored:
         match = names(wanted).fullmatch(name)
         if not match:
             say(f"{shown(name)}: in the store, but not for this version or format")
-            continue
-        copy(store / name, target / name)
-        say(f"{name}: from the store")
-        origs.append(Orig(name, match["component"] or "", "store"))
+        elif not match["asc"]:
+            found.setdefault(match["component"] or "", []).append(name)
+    origs = []
+    for component, candidates in found.items():
+        chosen = _preferred(candidates, wanted.compression)
+        for name in (chosen, f"{chosen}.asc"):
+            if name in wanted.stored:
+                copy(store / name, target / name)
+                say(f"{name}: from the store")
+                origs.append(Orig(name, component, "store"))
     return origs
 
 

@@ -93,7 +93,7 @@ def resolve(workshop: Workshop, base: Base, sources: Path, dsc: str) -> Resolved
     try:
         workshop.run(
             sandbox,
-            [*APT, "-y", "--download-only", "build-dep", f"./{dsc}"],
+            [*APT, "-y", "--download-only", "--allow-downgrades", "build-dep", f"./{dsc}"],
             user="root",
             cwd="/sources/in",
             env={"DEB_BUILD_PROFILES": " ".join(room.profiles)},

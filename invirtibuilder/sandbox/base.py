@@ -15,6 +15,7 @@ from invirtibuilder import files
 from invirtibuilder.errors import RoomFault
 from invirtibuilder.files import locked, read_json, write_json
 from invirtibuilder.model import iso, stamp, utcnow
+from invirtibuilder.run import run
 from invirtibuilder.sandbox import helper, sources
 from invirtibuilder.sandbox.contract import BUILD_ID, Bind, Command, Limits, Proxy
 from invirtibuilder.sandbox.ids import Ids, enter, finish, make_tree, remove_tree
@@ -122,6 +123,8 @@ def _make(spec: BaseSpec, directory: Path, ids: Ids, log: int) -> Base:
         _install_tools(spec, new, ids, log)
         made = utcnow()
         write_json(new / "base.json", {"digest": digest, "made": iso(made), "spec": asdict(spec)})
+        # Its trees are not ours to open: the whole file system is synced (syncfs(2)).
+        run(["sync", "--file-system", new])
         name = f"{stamp(made)}-{digest[:16]}"
         new.rename(directory / name)
     except BaseException:

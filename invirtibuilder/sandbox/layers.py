@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from invirtibuilder import files
+from invirtibuilder.run import run
 from invirtibuilder.sandbox.ids import Ids, make_tree, remove_tree
 from invirtibuilder.sandbox.userns import upper_of
 
@@ -55,6 +56,8 @@ def made(store: Path, name: str, ids: Ids) -> Iterator[Path]:
         with files.locked(beside / "lock"):
             make_tree(ids, beside / "tree")
             yield beside / "tree"
+            # The tree is not ours to open: the whole file system is synced (syncfs(2)).
+            run(["sync", "--file-system", beside])
             # Another worker may have been faster: its layer holds the same.
             with suppress(OSError):
                 beside.rename(store / name)

@@ -249,6 +249,15 @@ def test_rules_are_made_executable(tmp_path: Path) -> None:
     assert made.report["differences"] == ["debian/rules: made executable by dpkg-source"]
 
 
+def test_of_two_stored_tarballs_one_is_used(tmp_path: Path) -> None:
+    """The second is there when the package was once in the format 1.0, which wants gzip."""
+    repo = pristine(tmp_path / "repo", compression="bz2")
+    store = [tarball(tmp_path / e, f"greet_1.0.orig.tar.{e}", "g", UPSTREAM) for e in ("gz", "xz")]
+    made = export(tmp_path / "work", repo, store=store)
+    assert made.report["ok"], made.report
+    assert made.report["orig_from"] == {"greet_1.0.orig.tar.xz": "store"}
+
+
 def test_the_store_comes_first(tmp_path: Path) -> None:
     repo = pristine(tmp_path / "repo")
     orig = tarball(tmp_path / "store", "greet_1.0.orig.tar.xz", "other-top", UPSTREAM, date=1)

@@ -320,6 +320,21 @@ def test_import_from(tmp_path: Path, repository: Repository) -> None:
     run(["git", "fsck", "--strict"], cwd=repository.path)
 
 
+def test_import_names_the_refs_that_do_not_move_forward(
+    tmp_path: Path, repository: Repository
+) -> None:
+    for name in ("source", "other"):
+        source = Work.init(tmp_path / name)
+        source.commit(f"one of {name}")
+        source.git("tag", f"by-{name}")
+        if name == "source":
+            repository.import_from(source.path)
+    before = repository.refs("refs/")
+    with pytest.raises(Malformed, match=r"main .*non-fast-forward"):
+        repository.import_from(source.path)
+    assert repository.refs("refs/") == before
+
+
 def test_import_refuses_malformed_objects(tmp_path: Path, repository: Repository) -> None:
     source = Work.init(tmp_path / "source")
     blob = source.object("blob", b"x")

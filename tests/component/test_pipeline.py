@@ -144,7 +144,9 @@ def test_a_commit_is_published(line: Line, tmp_path: Path, pocket: str) -> None:
     assert {order.job for order in worker.orders} == {job.id}
     version = job.status.version
     if pocket == "dev":
-        assert re.fullmatch(rf"1\.0~dev\+[0-9]{{8}}T[0-9]{{6}}Z\.g{repo.commit[:7]}[0-9a-f]*", version)
+        assert re.fullmatch(
+            rf"1\.0~dev\+[0-9]{{8}}T[0-9]{{6}}Z\.g{repo.commit[:7]}[0-9a-f]*", version
+        )
     else:
         assert version == "1.0"
     # The stages in order, each once.

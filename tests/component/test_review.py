@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import io
@@ -16,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from invirtibuilder.apt.publications import Publications
 from invirtibuilder.cli import init
 from invirtibuilder.daemon import Daemon, make_context
 from invirtibuilder.engine import Attempt, SocketEngine
-from invirtibuilder.errors import Blame, PackageFault, Reason
+from invirtibuilder.errors import Blame, MachineFault, PackageFault, Reason
 from invirtibuilder.jobs import Job
 from invirtibuilder.order import Manifest, Order, ResultWriter, read_order
 from invirtibuilder.pipeline import advance
@@ -672,3 +674,77 @@ def test_a_layer_whose_removal_was_cut_off_can_be_made_again(
     layers.collect(tmp_path, ids)
     assert [path.name for path in tmp_path.iterdir()] == ["name"]
     layers.discard(tmp_path / "name", ids)
+
+
+# A daemon on an ill machine.
+
+
+def full(*_args: Any, **_kwargs: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_cancel_after_the_commit_point_comes_too_late(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.package("hello")
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "_finish", broken)
+        job = line.run(line.job("staging", "hello"))
+        job.ask_cancel(ME)
+    assert line.run(job).status.state == State.PUBLISHED
+
+
+def test_a_disk_too_full_for_states_does_not_stop_the_daemon(
+    line: Line, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("invirtibuilder.daemon.ILL", 0.2)
+    line.package("hello")
+    job = line.job("staging", "hello")
+    real = Job._write
+    left = [3]
+
+    def write(self: Job, status: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            full()
+        real(self, status)
+
+    monkeypatch.setattr(Job, "_write", write)
+    daemon.run()
+    assert job.status.state == State.PUBLISHED
+
+
+def test_entries_wait_for_a_full_disk(
+    line: Line, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.package("hello")
+    daemon._spool.put(Request.new("submit", ["staging", "hello", "main"], principal=ME, via="t"))
+    with monkeypatch.context() as patch:
+        patch.setattr("invirtibuilder.jobs.Jobs.create", full)
+        daemon.take_up()
+    assert len(list(daemon._spool.new.iterdir())) == 1
+    daemon.run()
+    assert states(line) == ["published"]
+
+
+def test_a_program_that_finds_the_disk_full_makes_the_job_wait(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*_args: Any, **_kwargs: Any) -> None:
+        raise MachineFault("reprepro failed: No space left on device")
+
+    line.package("hello")
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "_transact", told)
+        job = line.run(line.job("staging", "hello"))
+        assert job.status.state == State.WAITING
+    assert line.run(job).status.state == State.PUBLISHED
+
+
+def test_a_clock_that_went_back_does_not_hold_a_job(line: Line, daemon: Daemon) -> None:
+    line.package("hello")
+    job = line.job("staging", "hello")
+    job.move(State.RUNNING)
+    job.move(State.WAITING, wake=datetime(2999, 1, 1, tzinfo=UTC))
+    daemon.run()
+    assert job.status.state == State.PUBLISHED

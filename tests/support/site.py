@@ -79,7 +79,9 @@ class Place:
         assert old in text
         self.config.write_text(text.replace(old, new))
 
-    def hook(self, script: str, *, name: str = "hook", events: str = "", required: bool = False) -> Path:
+    def hook(
+        self, script: str, *, name: str = "hook", events: str = "", required: bool = False
+    ) -> Path:
         """Add a hook that is this shell script."""
         path = self.directory / name
         path.write_text(f"#!/bin/sh\n{script}\n")
@@ -131,11 +133,15 @@ class Place:
         """The real daemon; ended with SIGTERM unless it was killed before."""
         argv = [sys.executable, "-m", "invirtibuilder", "--config", str(self.config), "daemon"]
         before = self.log.read_text().count(" ready: ") if self.log.exists() else 0
-        with self.log.open("ab") as log, started_group([*argv, *options], cwd=ROOT, stderr=log) as it:
+        with (
+            self.log.open("ab") as log,
+            started_group([*argv, *options], cwd=ROOT, stderr=log) as it,
+        ):
             if ready:
                 until(
-                    lambda: self.log.read_text().count(" ready: ") > before
-                    or it.poll() is not None,
+                    lambda: (
+                        self.log.read_text().count(" ready: ") > before or it.poll() is not None
+                    ),
                 )
                 assert it.poll() is None, self.log.read_text()
             yield it

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from invirtibuilder.run import run
+from invirtibuilder.sandbox.base import Base
 from tests.support import packages, sources
 from tests.support.aptclient import AptClient, serving
-from tests.support.base import Base
 from tests.support.packages import Repo, git
 from tests.support.sites import TestSite, made_site
 
@@ -62,7 +62,8 @@ def refused(site: TestSite, pocket: str, repo: Repo, *codes: str) -> list[dict[s
     before = site.state(pocket)
     done, job = site.submit(pocket, repo.name, repo.commit)
     assert done.code in (3, 4), done
-    said = site.json("status", job["job"])["reasons"] if job else json.loads(done.out)["reasons"]
+    answer = site.json("status", job["job"]) if job else json.loads(done.out)
+    said: list[dict[str, str]] = answer["reasons"]
     assert {reason["code"] for reason in said} == set(codes), said
     assert site.state(pocket) == before
     return said

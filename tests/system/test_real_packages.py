@@ -5,8 +5,9 @@ In staging they have the very versions that the mirror has, in dev lower ones.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import pytest
 import yaml
 
 from invirtibuilder.debchanges import parse_dsc
+from invirtibuilder.sandbox.base import Base
 from tests.support import packages
 from tests.support.archive import imported
-from tests.support.base import Base
 from tests.support.packages import Repo
 from tests.support.sites import TestSite, made_site
 
@@ -45,13 +46,21 @@ def site(base: Base, layers: Path) -> Iterator[TestSite]:
             yield made
 
 
-def given(site: TestSite, name: str, directory: Path) -> tuple[Repo, dict[str, str]]:
-    """Debian's package as one of the site's, and its upstream files: name to SHA-256."""
-    directory.mkdir()
-    repo, dsc = imported(name, directory)
-    site.package(name, repo.path)
-    files = parse_dsc(dsc.read_bytes()).files
-    return repo, {file.name: file.sha256 for file in files if ".orig" in file.name}
+Given = Callable[[str], tuple[Repo, dict[str, str]]]
+
+
+@pytest.fixture(scope="module")
+def given(site: TestSite, tmp_path_factory: pytest.TempPathFactory) -> Given:
+    """Makes Debian's package one of the site's; its upstream files: name to SHA-256."""
+
+    @functools.cache
+    def give(name: str) -> tuple[Repo, dict[str, str]]:
+        repo, dsc = imported(name, tmp_path_factory.mktemp(name))
+        site.package(name, repo.path)
+        files = parse_dsc(dsc.read_bytes()).files
+        return repo, {file.name: file.sha256 for file in files if ".orig" in file.name}
+
+    return give
 
 
 def published(job: dict[str, Any], ending: str = "") -> dict[str, str]:
@@ -86,8 +95,8 @@ def installs(site: TestSite, pocket: str, job: dict[str, Any], name: str, *comma
     return said
 
 
-def test_patches_and_a_signed_tarball(site: TestSite, tmp_path: Path) -> None:
-    repo, origs = given(site, "pciutils", tmp_path / "pciutils")
+def test_patches_and_a_signed_tarball(site: TestSite, given: Given) -> None:
+    repo, origs = given("pciutils")
     assert any(name.endswith(".asc") for name in origs)
     assert (repo.path / "debian/patches/series").read_text().strip()
     for pocket in POCKETS:
@@ -97,8 +106,8 @@ def test_patches_and_a_signed_tarball(site: TestSite, tmp_path: Path) -> None:
         assert said.endswith("lspci version 3.9.0")
 
 
-def test_python_with_binaries_of_all_kinds(site: TestSite, tmp_path: Path) -> None:
-    repo, _ = given(site, "distro-info", tmp_path / "distro-info")
+def test_python_with_binaries_of_all_kinds(site: TestSite, given: Given) -> None:
+    repo, _ = given("distro-info")
     for pocket in POCKETS:
         job = site.publish(pocket, "distro-info", repo.commit)
         names = {name.partition("_")[0]: name for name in published(job, "deb")}
@@ -117,11 +126,11 @@ def dependencies(site: TestSite, job: dict[str, Any], prefix: str) -> dict[str, 
 
 
 @pytest.mark.parametrize("pocket", POCKETS)
-def test_a_library_and_a_program_that_needs_it(site: TestSite, tmp_path: Path, pocket: str) -> None:
+def test_a_library_and_a_program_that_needs_it(site: TestSite, given: Given, pocket: str) -> None:
     """In staging the mirror's library has the same version, in dev a higher one."""
-    repo, _ = given(site, "lzo2", tmp_path / "lzo2")
+    repo, _ = given("lzo2")
     library = site.publish(pocket, "lzo2", repo.commit)
-    repo, _ = given(site, "lzop", tmp_path / "lzop")
+    repo, _ = given("lzop")
     program = site.publish(pocket, "lzop", repo.commit)
     used = dependencies(site, program, "liblzo2")
     assert {name.partition("_")[0] for name in used} == {"liblzo2-2", "liblzo2-dev"}
@@ -132,9 +141,11 @@ def test_a_library_and_a_program_that_needs_it(site: TestSite, tmp_path: Path, p
     assert installed(said)[shared] == used[shared]
 
 
-def test_a_library_that_the_base_has_in_a_higher_version(site: TestSite, tmp_path: Path) -> None:
+def test_a_library_that_the_base_has_in_a_higher_version(
+    site: TestSite, given: Given, tmp_path: Path
+) -> None:
     """Autotools, with its tests."""
-    repo, origs = given(site, "libmd", tmp_path / "libmd")
+    repo, origs = given("libmd")
     library = site.publish("tested", "libmd", repo.commit)
     assert origs.items() <= published(library).items()
     assert "# PASS: " in site.cli("log", library["job"]).text

@@ -158,7 +158,10 @@ BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
         {**OUT, "manifest.json": value(files=[{**FIRST, "sha256": "0" * 64}, SECOND])},
         "bad-hash",
     ),
-    "wrong size": ({**OUT, "manifest.json": value(files=[{**FIRST, "size": 1}, SECOND])}, "bad-hash"),
+    "wrong size": (
+        {**OUT, "manifest.json": value(files=[{**FIRST, "size": 1}, SECOND])},
+        "bad-hash",
+    ),
     "missing file": (
         {"out/a_1.0_all.deb": FILES["a_1.0_all.deb"], "manifest.json": value()},
         "bad-hash",

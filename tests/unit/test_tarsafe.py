@@ -145,9 +145,7 @@ def test_pax_headers_are_refused() -> None:
         read(tar(sparse, format_=tarfile.PAX_FORMAT))
     stream = io.BytesIO()
     headers = {"comment": "everybody"}
-    tarfile.open(
-        fileobj=stream, mode="w", format=tarfile.PAX_FORMAT, pax_headers=headers
-    ).close()
+    tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT, pax_headers=headers).close()
     with pytest.raises(Malformed):
         read(stream.getvalue())
 
