@@ -1,3 +1,19 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests, and CI's rule that nothing is skipped."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
 
 pytest_plugins = ["tests.support.base", "tests.support.sites"]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With INVIRTIBUILDER_TEST_NO_SKIPS (CI) a skipped test fails the run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if os.environ.get("INVIRTIBUILDER_TEST_NO_SKIPS") and skipped:
+        reporter.write_line(f"{len(skipped)} skipped, which CI forbids", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -83,6 +83,22 @@ def test_only_the_suffix_is_in_the_way(site: TestSite, tmp_path: Path) -> None:
         assert f"`libsuffix-data (>= 1.0~)` accepts {library['version']}" in reason["hint"]
 
 
+@pytest.mark.parametrize("version", ["0.1", "9:9"])
+def test_a_package_of_the_base_is_the_pockets(
+    site: TestSite, tmp_path: Path, version: str
+) -> None:
+    """A build gets it even where the one of the mirror, which the base has, would do."""
+    repo = packages.native(tmp_path / "logsave", "logsave", version)
+    site.package("logsave", repo.path)
+    library = site.publish("dev", "logsave", repo.commit)
+    consumer = packages.consumer(tmp_path / "logs", "logs", library_name="logsave", at_least="0")
+    site.package("logs", consumer.path)
+    job = site.publish("dev", "logs", consumer.commit)
+    used = site.fact(job["job"], "build")["dependencies"]
+    assert used.items() <= {f["name"]: f["sha256"] for f in library["published"]["files"]}.items()
+    assert [name.partition("_")[0] for name in used] == ["logsave"]
+
+
 TOLD = """\
 \tif test -e /usr/share/libextra/greeting; then echo with; else echo without; fi >greeting
 \techo "$(DEB_BUILD_PROFILES)|$(DEB_BUILD_OPTIONS)" >>greeting
