@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -205,7 +206,7 @@ def _site(root: Value, file: Path) -> Site:
         tagger_mail=tagger["mail"].text("", _mail),
         gnupghome=_path(signing["home"], base, directory / "gnupg", must_exist=True),
         signing_key=signing["key"].text("", _fingerprint),
-        doors=site["doors"].texts(),
+        doors=site["doors"].texts((), _account),
         queue_group=site["queue_group"].text("", _site_name),
         max_push=site["max_push"].size(1 << 30) or 1 << 30,
         hooks=hooks,
@@ -357,7 +358,7 @@ def _acl(value: Value, base: Path) -> dict[str, tuple[AclEntry, ...]]:
 
 
 def _check_pockets(root: Value, site: Site) -> None:
-    """What no key alone can show: two pockets with one branch or one codename and archive."""
+    """What no key alone can show: two pockets with one branch."""
     places = root.members().get("pockets")
     lines = {n: v.line for n, v in places.members().items()} if places else {}
     if not site.pockets:
@@ -406,6 +407,14 @@ _architecture = _pattern(r"[a-z0-9][a-z0-9-]{1,29}", "an architecture")
 _branch = _pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "a branch name")
 _profile = _pattern(r"[a-z0-9][a-z0-9.+-]*", "a build profile")
 _option = _pattern(r"[a-z0-9][a-z0-9.+=,_-]*", "a build option")
+
+
+def _account(value: str) -> str:
+    try:
+        pwd.getpwnam(value)
+    except KeyError as error:
+        raise ValueError(f"no such account: {value}") from error
+    return value
 
 
 def _tag_format(value: str) -> str:

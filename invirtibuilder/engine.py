@@ -170,6 +170,9 @@ def send_descriptors(connection: socket.socket, data: bytes, fds: Sequence[int])
 def receive_descriptors(connection: socket.socket, count: int) -> tuple[bytes, list[int]]:
     """Receive bytes with exactly `count` descriptors. Raises MachineFault."""
     data, fds, flags, _ = socket.recv_fds(connection, 64, count, socket.MSG_CMSG_CLOEXEC)
+    for fd in fds:
+        # recv_fds of Python 3.11 does not pass the flags on.
+        os.set_inheritable(fd, False)
     if len(fds) != count or flags & socket.MSG_CTRUNC:
         for fd in fds:
             os.close(fd)

@@ -31,12 +31,12 @@ class _PlainInfo(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+            return super().frombuf(buf, encoding, errors)  # the end
         try:
             info = super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:
-            raise
         except tarfile.HeaderError as error:
-            # tarfile takes these for the end, except in the first header.
+            # tarfile takes these for the end as well, except in the first header.
             raise Malformed(f"tar: cut off or damaged: {error}") from error
         if info.type == tarfile.GNUTYPE_LONGNAME:
             if info.size > MAX_NAME_HEADER:

@@ -24,7 +24,8 @@ class Problems:
         self.found: list[tuple[int, str]] = []
 
     def add(self, line: int, message: str) -> None:
-        self.found.append((line, message))
+        if (line, message) not in self.found:
+            self.found.append((line, message))
 
     def raise_any(self) -> None:
         """Raise ConfigFault with all findings in order of their lines, if there are any."""

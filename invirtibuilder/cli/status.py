@@ -64,7 +64,8 @@ def _whole(site: Site, job: Job) -> str:
     lines = [
         f"job        {job.id}",
         f"asked      {' '.join((job.request.action, *job.request.args))}",
-        f"by         {model.printable(job.request.principal)} via {job.request.via} at {job.request.time}",
+        f"by         {model.printable(job.request.principal)}"
+        f" via {job.request.via} at {job.request.time}",
         f"state      {status.state} since {status.since}"
         + (f", stage {status.stage}" if status.stage and not status.final else ""),
     ]

@@ -43,6 +43,13 @@ Pin: origin ""
 Pin-Priority: 1001
 """
 
+OWN = """indices=$1; shift
+sed -n 's/^Package: //p' "$indices"/*/binary-*/Packages | sort -u >/tmp/own
+names=$(dpkg-query -W -f '${Package}\\n' | sort -u | comm -12 - /tmp/own)
+[ -z "$names" ] || exec "$@" $names
+"""
+"""A constant program: have APT install those packages of the base that the pocket has as well."""
+
 UNMET = re.compile(r"([a-z0-9][a-z0-9+.-]+)(?::\S+)? \((?:>=|=) ([^)\s]+)\) but ")
 CANDIDATE = re.compile(r"^(\S+):\n  Installed: .*\n  Candidate: (\S+)$", re.MULTILINE)
 
@@ -89,11 +96,23 @@ def resolve(workshop: Workshop, base: Base, sources: Path, dsc: str) -> Resolved
         fault=RoomFault,
         what="apt-get update",
     )
+    download = [*APT, "-y", "--download-only", "--allow-downgrades"]
+    if room.pocket:
+        workshop.stage("resolve: the pocket's packages for what the base has")
+        indices = f"/pocket/{room.pocket.publication}/dists/{room.pocket.codename}"
+        workshop.run(
+            sandbox,
+            ["/bin/sh", "-euc", OWN, "own", indices, *download, "install"],
+            user="root",
+            proxy=proxy,
+            fault=RoomFault,
+            what="finding the pocket's packages for what the base has",
+        )
     workshop.stage("resolve: build dependencies")
     try:
         workshop.run(
             sandbox,
-            [*APT, "-y", "--download-only", "--allow-downgrades", "build-dep", f"./{dsc}"],
+            [*download, "build-dep", f"./{dsc}"],
             user="root",
             cwd="/sources/in",
             env={"DEB_BUILD_PROFILES": " ".join(room.profiles)},

@@ -25,7 +25,7 @@ from invirtibuilder.stages.context import Stopping
 from invirtibuilder.states import State
 from tests.support import cannedworker, packages, site
 from tests.support.cannedworker import Answer, Answerer, CannedWorker, Work
-from tests.support.debs import Binary
+from tests.support.debs import Binary, deb
 from tests.support.packages import Repo
 from tests.support.site import Place, until
 
@@ -52,7 +52,7 @@ def git(path: Path, *args: str) -> str:
 def refs(place: Place, package: str) -> dict[str, str]:
     bare = place.site.package_repository(package)
     lines = git(bare, "for-each-ref", "--format=%(refname) %(objectname)").splitlines()
-    return {name: target for name, target in (line.split(" ") for line in lines)}
+    return {line.partition(" ")[0]: line.partition(" ")[2] for line in lines}
 
 
 def jobs_of(place: Place, pocket: str) -> list[str]:
@@ -332,14 +332,14 @@ def _renamed(work: Work) -> Answer:
 
 def _of_other_source(work: Work) -> Answer:
     package, version, folder = _made(work)
-    made = cannedworker.deb(folder, Binary(name=package), "elsewhere", version)
+    made = deb(folder, Binary(name=package), "elsewhere", version)
     info = cannedworker.buildinfo(folder, package, version, [made])
     return Answer(files=[made, info], report={"debs": dict([cannedworker.control(made)])})
 
 
 def _old_version(work: Work) -> Answer:
     package, version, folder = _made(work)
-    made = cannedworker.deb(folder, Binary(name=package, version="0.9"), package, "0.9")
+    made = deb(folder, Binary(name=package, version="0.9"), package, "0.9")
     info = cannedworker.buildinfo(folder, package, version, [made])
     return Answer(files=[made, info], report={"debs": dict([cannedworker.control(made)])})
 
@@ -594,15 +594,12 @@ KILLS: dict[str, Point] = {
     "queued": lambda place, job: (place.directory / "jobs" / job).exists(),
     "admit": _fact("admit"),
     "announce": _fact("announce"),
-    "exported": _fact("export"),
     "built": _fact("build"),
-    "verified": _fact("verify"),
     "intent": _file("archive/staging/private/intent.json"),
     "staged": _file("archive/staging/publications/00000002"),
     "moved": _moved,
     "tagged": _file("packages/greet.git/refs/tags/debian/*"),
     "published": _fact("publish"),
-    "notified": _fact("notify"),
 }
 
 
@@ -677,7 +674,7 @@ def finish(place: Place, worker: CannedWorker, job_id: str, repo: Repo, told: Pa
     wanted = {f"{job_id}:{event}" for event in ("submitted", "started", "published")}
     with place.daemon():
         job = place.ended(job_id)
-        until(lambda: told.exists() and wanted <= set(told.read_text().split()), place)
+        until(lambda: told.exists() and wanted <= set(told.read_text().split()))
     check_published(place, job, repo)
     assert set(told.read_text().split()) == wanted
     assert jobs_of(place, "staging") == [job_id]

@@ -16,6 +16,8 @@ from tests.support.repository import modules, tree
 # Codes that more than one module gives, and what they mean there.
 SHARED = {
     "no-pocket": "a pocket that is not configured",
+    "no-repository": "no git repository at that path",
+    "not-over": "a job that still runs cannot be tried again",
     "bad-ref": "git allows no ref of that name",
     "tag-elsewhere": "the version's tag is at another commit, at admission or by publication",
     "sandbox": "a sandbox cannot be set up or ended",

@@ -83,22 +83,6 @@ def test_only_the_suffix_is_in_the_way(site: TestSite, tmp_path: Path) -> None:
         assert f"`libsuffix-data (>= 1.0~)` accepts {library['version']}" in reason["hint"]
 
 
-@pytest.mark.parametrize("version", ["0.1", "9:9"])
-def test_a_package_of_the_base_is_the_pockets(
-    site: TestSite, tmp_path: Path, version: str
-) -> None:
-    """A build gets it even where the one of the mirror, which the base has, would do."""
-    repo = packages.native(tmp_path / "logsave", "logsave", version)
-    site.package("logsave", repo.path)
-    library = site.publish("dev", "logsave", repo.commit)
-    consumer = packages.consumer(tmp_path / "logs", "logs", library_name="logsave", at_least="0")
-    site.package("logs", consumer.path)
-    job = site.publish("dev", "logs", consumer.commit)
-    used = site.fact(job["job"], "build")["dependencies"]
-    assert used.items() <= {f["name"]: f["sha256"] for f in library["published"]["files"]}.items()
-    assert [name.partition("_")[0] for name in used] == ["logsave"]
-
-
 TOLD = """\
 \tif test -e /usr/share/libextra/greeting; then echo with; else echo without; fi >greeting
 \techo "$(DEB_BUILD_PROFILES)|$(DEB_BUILD_OPTIONS)" >>greeting
@@ -340,3 +324,18 @@ def test_apt_get_install_over_http(site: TestSite, tmp_path: Path) -> None:
     ours = {f["name"]: f["sha256"] for f in job["published"]["files"]}
     assert ours[fetched.name] == hashlib.sha256(fetched.read_bytes()).hexdigest()
     assert any("/by-hash/" in path for path, code in web.requests if code == 200)
+
+
+def test_a_package_of_the_base_is_the_pockets(site: TestSite, tmp_path: Path) -> None:
+    """A build gets it even where the one of the mirror, which the base has, would do."""
+    repo = packages.native(tmp_path / "logsave", "logsave", "0.1")
+    consumer = packages.consumer(tmp_path / "logs", "logs", library_name="logsave", at_least="0")
+    site.package("logsave", repo.path)
+    site.package("logs", consumer.path)
+    for version in (repo, packages.upgraded(repo, "9")):
+        library = site.publish("dev", "logsave", pushed(site, version).commit)
+        job = site.publish("dev", "logs", consumer.commit)
+        used = site.fact(job["job"], "build")["dependencies"]
+        ours = {f["name"]: f["sha256"] for f in library["published"]["files"]}
+        assert used.items() <= ours.items()
+        assert [name.partition("_")[0] for name in used] == ["logsave"]

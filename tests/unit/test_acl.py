@@ -37,7 +37,8 @@ def test_nobody_is_allowed_by_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "who", ["alice@example.org", "ALICE@EXAMPLE.ORG", "alice", "alice@EXAMPLE.ORG ", "", "*", "unix/a"]
+    "who",
+    ["alice@example.org", "ALICE@EXAMPLE.ORG", "alice", "alice@EXAMPLE.ORG ", "", "*", "unix/a"],
 )
 def test_names_are_exact(tmp_path: Path, who: str) -> None:
     entries = [

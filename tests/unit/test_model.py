@@ -13,7 +13,7 @@ import pytest
 from invirtibuilder import model
 from invirtibuilder.errors import Malformed
 
-HOSTILE = [
+HOSTILE: list[object] = [
     None,
     0,
     True,
@@ -44,7 +44,7 @@ HOSTILE = [
     "a\\b",
     "a*",
     "a?",
-    "ａ",
+    "\uff41",
     "dév",
     "١٢",
     "a\u202eb",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import os
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -136,8 +135,6 @@ def value(**changes: Any) -> bytes:
 
 
 def _file(name: str, content: bytes) -> File:
-    import hashlib
-
     return File(name=name, size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
@@ -251,7 +248,7 @@ def test_a_file_that_is_there_already_is_not_followed(tmp_path: Path) -> None:
     path, into = tmp_path / "result.tar", tmp_path / "into"
     result(path)
     into.mkdir()
-    os.symlink(tmp_path / "elsewhere", into / "a_1.0_all.deb")
+    (into / "a_1.0_all.deb").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FileExistsError):
         order.read_result(path, into, ORDER)
     assert not (tmp_path / "elsewhere").exists()
@@ -262,6 +259,3 @@ def test_a_failed_order_keeps_its_blame(tmp_path: Path) -> None:
     result(path, replace(MANIFEST, ok=False, blame=Blame.ROOM), {})
     manifest = read(tmp_path, path)
     assert (manifest.ok, manifest.blame, manifest.files) == (False, Blame.ROOM, ())
-
-
-_ = Callable

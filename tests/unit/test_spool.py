@@ -188,7 +188,8 @@ for _ in range(50):
 def test_many_writers_and_a_reader_at_once(spool: Spool) -> None:
     argv = [sys.executable, "-c", WRITER, str(spool.directory), ME]
     writers = [subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(4)]
-    stop, problems = threading.Event(), []
+    stop = threading.Event()
+    problems: list[str] = []
 
     def read() -> None:
         while not stop.is_set():
@@ -243,4 +244,4 @@ def test_ids_sort_by_time() -> None:
     moments = [start + timedelta(milliseconds=700 * i) for i in range(10)]
     ids = [new_id(moment) for moment in moments]
     assert ids == sorted(ids)
-    assert len(set(new_id(start) for _ in range(20))) > 15
+    assert len({new_id(start) for _ in range(20)}) > 15

@@ -170,7 +170,7 @@ def test_more_members_than_allowed() -> None:
 
 def test_more_bytes_than_allowed() -> None:
     assert read(written(a=b"x" * 10_000))
-    for contents in ({"a": b"x" * 10_001}, {n: b"x" * 9_000 for n in "abcd"}):
+    for contents in ({"a": b"x" * 10_001}, dict.fromkeys("abcd", b"x" * 9_000)):
         with pytest.raises(Malformed, match="larger than allowed") as caught:
             read(written(**contents))
         assert caught.value.code == "too-large"
@@ -190,10 +190,14 @@ def test_more_bytes_than_allowed() -> None:
 )
 @pytest.mark.parametrize("kind", [b"0", b"L", b"\0"])
 def test_sizes_that_are_none(size: bytes, kind: bytes) -> None:
-    try:
-        assert read(header(b"a", size, kind) + b"x" * 512 + END) == {"a": b""}
-    except Malformed:
-        assert size != bytes(12) or kind == b"L" or True
+    data = header(b"a", size, kind) + b"x" * 512 + END
+    if size == bytes(12) and kind != b"L":
+        # An empty field is 0; then `x` is no header.
+        data = header(b"a", size, kind) + END
+        assert read(data) == {"a": b""}
+        return
+    with pytest.raises(Malformed):
+        read(data)
 
 
 def test_a_long_name_ends_somewhere() -> None:
