@@ -234,6 +234,9 @@ def _domains(value: Value, directory: Path) -> dict[str, Domain]:
             socket=socket,
             directory=_path(keys["directory"], directory, directory / "work" / name),
         )
+    directories = [domain.directory for domain in found.values()]
+    if len(set(directories)) < len(directories):
+        value.problem("two trust domains have one directory; what one builds must not meet another")
     default = Domain(name="default", socket=None, directory=directory / "work" / "default")
     return found or {"default": default}
 

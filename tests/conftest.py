@@ -6,10 +6,14 @@ import os
 
 import pytest
 
-pytest_plugins = ["tests.support.base", "tests.support.sites"]
+pytest_plugins = [
+    "tests.support.base",
+    "tests.support.sites",
+    "tests.support.line",
+    "tests.support.kdc",
+]
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """With INVIRTIBUILDER_TEST_NO_SKIPS (CI) a skipped test fails the run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -40,6 +40,9 @@ class Sources(Command):
             context.signer.public_key(),
         )
         preferences = stanza.preferences(site.name, label=LABEL, codename=pocket.codename)
-        text = preferences if args.preferences else sources
+        note = "# To put it above the mirror, in /etc/apt/preferences.d:\n" + "".join(
+            f"#   {line}\n" for line in preferences.splitlines()
+        )
+        text = preferences if args.preferences else note + sources
         show(args, {"sources": sources, "preferences": preferences}, text.rstrip("\n"))
         return 0

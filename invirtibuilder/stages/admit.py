@@ -8,7 +8,7 @@ from typing import Any
 
 from invirtibuilder import acl, debsource, model
 from invirtibuilder.config import Pocket, Site
-from invirtibuilder.errors import Fault, Reason, Refused
+from invirtibuilder.errors import Blame, Fault, Reason, Refused
 from invirtibuilder.gbpconf import gbp_settings, upstream_tags
 from invirtibuilder.gitrepo import Repository
 from invirtibuilder.jobs import Job
@@ -100,7 +100,7 @@ class _Examiner:
                     "git push the branch that has it",
                 )
         except Fault as fault:
-            self.reasons += fault.reasons
+            self._take(fault)
             return None
         entry = self._changelog(commit)
         format_ = self._format(commit)
@@ -140,6 +140,12 @@ class _Examiner:
     def _refuse(self, code: str, message: str, hint: str = "") -> None:
         self.reasons.append(Reason(code=code, message=message, hint=hint))
 
+    def _take(self, fault: Fault) -> None:
+        """Reasons about the commit; what is wrong with this machine refuses nobody."""
+        if fault.blame == Blame.MACHINE:
+            raise fault
+        self.reasons += fault.reasons
+
     def _changelog(self, commit: str) -> debsource.Entry | None:
         try:
             data = self.repository.blob(commit, "debian/changelog", MAX_CHANGELOG)
@@ -149,7 +155,7 @@ class _Examiner:
                 return None
             entry = debsource.changelog_top(data)
         except Fault as fault:
-            self.reasons += fault.reasons
+            self._take(fault)
             return None
         if entry.source != self.package:
             self._refuse(
@@ -164,7 +170,7 @@ class _Examiner:
             data = self.repository.blob(commit, "debian/source/format", 4096)
             return debsource.source_format(data)
         except Fault as fault:
-            self.reasons += fault.reasons
+            self._take(fault)
             return None
 
     def _upstream(self, commit: str, version: str, format_: str) -> dict[str, Any] | None:
@@ -180,7 +186,7 @@ class _Examiner:
         try:
             settings = gbp_settings(self.repository.blob(commit, "debian/gbp.conf", 256 << 10))
         except Fault as fault:
-            self.reasons += fault.reasons
+            self._take(fault)
             return None
         found["compression"] = settings.compression
         found["components"] = settings.components
@@ -228,7 +234,7 @@ class _Examiner:
                 message=[f"Build of commit {commit} for {pocket.name}."],
             )
         except Fault as fault:
-            self.reasons += fault.reasons
+            self._take(fault)
             return entry.version, None
         return version, text
 
@@ -257,6 +263,12 @@ class _Examiner:
                 f"version {entry.version} is not higher than {published}, which is published",
                 "add a changelog entry with a higher version",
             )
+        if published and _twins(entry.version, published):
+            self._refuse(
+                "epoch-twin",
+                f"{entry.version} and {published}, which is published, have the same file names",
+                "file names carry no epoch: raise the version besides",
+            )
         tag = pocket.tag(entry.version)
         tagged = self.repository.peeled(f"refs/tags/{tag}")
         if self.repository.ref(f"refs/tags/{tag}") and tagged != commit:
@@ -266,6 +278,10 @@ class _Examiner:
                 f"the tag {tag} points to {where}, not to {commit[:12]}",
                 "a version once tagged stays: use a higher one",
             )
+
+
+def _twins(one: str, other: str) -> bool:
+    return one != other and model.without_epoch(one) == model.without_epoch(other)
 
 
 def admit(context: Context, job: Job) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from invirtibuilder.cli.main import COMMANDS, main
 from invirtibuilder.errors import Exit
 from invirtibuilder.run import run
 from invirtibuilder.states import State
-from tests.support import cannedworker, packages, site
+from tests.support import cannedworker, packages
+from tests.support import place as places
 from tests.support.packages import Repo
-from tests.support.site import ROOT, Place, until
+from tests.support.place import ROOT, Place, until
 
 JOB = "20260102T030405.678901-abcd"
 VERBS = [
@@ -50,14 +51,14 @@ VERBS = [
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
     """A site without a daemon, which tests may add to."""
-    with site.place() as made:
+    with places.place() as made:
         yield made
 
 
 @pytest.fixture
 def own() -> Iterator[Place]:
     """A site for one test."""
-    with site.place() as made:
+    with places.place() as made:
         yield made
 
 
@@ -212,7 +213,7 @@ def test_pockets(own: Place) -> None:
     assert all(p["publication"] == 1 for p in listed)
     assert own.cli("pocket", "list").text.splitlines()[0].startswith("POCKET")
     shown = own.json("pocket", "show", "staging")
-    assert shown["rules"]["acl"]["submit"] == [site.ME]
+    assert shown["rules"]["acl"]["submit"] == [places.ME]
     assert shown["content"] == []
     assert "pocket staging: publication 1" in own.cli("pocket", "show", "staging").text
 
@@ -257,7 +258,11 @@ def test_sources(place: Place) -> None:
     assert f"URIs: file:{place.directory}/archive/dev\n" in text
     assert "Suites: dev\nComponents: main\nSigned-By:\n" in text
     value = place.json("sources", "dev")
-    assert value["sources"].rstrip("\n") == text
+    lines = text.splitlines()
+    assert [line for line in lines if line[0] != "#"] == value["sources"].splitlines()
+    # The preferences stand there too, as a comment, so that the whole is a .sources file.
+    comment = "\n".join(line[4:] for line in lines if line.startswith("#   "))
+    assert comment == value["preferences"].rstrip("\n")
     assert place.cli("sources", "dev", "--preferences").text == value["preferences"].rstrip("\n")
     assert "Pin-Priority:" in value["preferences"]
 
@@ -273,7 +278,7 @@ def test_an_unexpected_failure_has_an_exit_code_of_ours(own: Place) -> None:
 
 def test_a_path_too_long_for_a_socket_is_said(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 20)
-    with site.place() as made:
+    with places.place() as made:
         run(["cp", "-a", made.directory, folder])
         moved = Place(directory=folder, log=tmp_path / "log")
         done = moved.cli("daemon", "--drain")

@@ -24,7 +24,7 @@ from invirtibuilder.engine import (
 )
 from invirtibuilder.errors import MachineFault, Unavailable
 from invirtibuilder.run import ProcessFault
-from tests.support.site import until
+from tests.support.place import until
 
 # Workers are meant to outlive whoever started them.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")

@@ -23,25 +23,26 @@ from invirtibuilder.run import run
 from invirtibuilder.spool import Spool
 from invirtibuilder.stages.context import Stopping
 from invirtibuilder.states import State
-from tests.support import cannedworker, packages, site
+from tests.support import cannedworker, packages
+from tests.support import place as places
 from tests.support.cannedworker import Answer, Answerer, CannedWorker, Work
 from tests.support.debs import Binary, deb
 from tests.support.packages import Repo
-from tests.support.site import Place, until
+from tests.support.place import Place, until
 
 Line = tuple[Place, CannedWorker]
 
 
 @pytest.fixture
 def line() -> Iterator[Line]:
-    with site.canned() as made:
+    with places.canned() as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Line]:
     """One site for tests that must leave nothing behind."""
-    with site.canned() as made:
+    with places.canned() as made:
         yield made
 
 
@@ -272,7 +273,7 @@ def test_a_refusal_says_all_and_leaves_everything(
     place, worker = shared
     path = tmp_path / "work"
     run(["git", "clone", "--quiet", published.path, path], env=packages.identity())
-    repo, who, branch = replace(published, path=path), site.ME, what
+    repo, who, branch = replace(published, path=path), places.ME, what
     if what in ("orphan", "all"):
         packages.git(path, "checkout", "--quiet", "--orphan", "other")
     if what == "unreleased":
@@ -545,7 +546,7 @@ def test_a_cancel_stops_a_build(line: Line, tmp_path: Path) -> None:
         assert place.cli("cancel", job_id).code == 0
         job, queued = place.ended(job_id), place.ended(other)
     assert [j.status.state for j in (job, queued)] == [State.CANCELLED, State.CANCELLED]
-    assert job.status.reasons[0]["message"] == f"cancelled by {site.ME}"
+    assert job.status.reasons[0]["message"] == f"cancelled by {places.ME}"
     assert [order.job for order in worker.orders] == [job.id, job.id]
     assert events(place, job) == ["submitted", "started", "failed"]
     assert events(place, queued) == ["failed"]

@@ -81,7 +81,7 @@ def mailbox() -> Iterator[tuple[Mailbox, str]]:
     controller = Controller(box, hostname="127.0.0.1", port=port)
     controller.start()  # type: ignore[no-untyped-call]
     yield box, f"127.0.0.1:{port}"
-    controller.stop()  # type: ignore[no-untyped-call]
+    controller.stop()
 
 
 def test_mail_and_audit(
@@ -139,7 +139,9 @@ def _failure_is_mailed(site: TestSite, box: Mailbox, tmp_path: Path) -> None:
     _, job = site.submit("dev", "broken", repo.commit)
     mail = box.about("failed")
     assert job["job"] in str(mail["Message-Id"])
-    text = mail.get_payload(decode=True).decode()
+    payload = mail.get_payload(decode=True)
+    assert isinstance(payload, bytes)
+    text = payload.decode()
     assert "this build fails on purpose" in text
     assert "build-failed" in text
     published = box.about("audited")

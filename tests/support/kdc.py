@@ -1,0 +1,174 @@
+"""A Kerberos realm of the tests' own, and the real remctld: both on loopback, nothing in /etc."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from invirtibuilder.run import Done, run, started_group
+
+REALM = "BUILD.TEST"
+USERS = ("alice", "bob", "carol")
+SERVICE = "host/localhost"
+PATIENCE = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Realm:
+    """A running KDC; users have a keytab each, the service `host/localhost` one of its own."""
+
+    directory: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What makes a program use this realm, with no ticket."""
+        return {
+            "KRB5_CONFIG": str(self.directory / "krb5.conf"),
+            "KRB5_KDC_PROFILE": str(self.directory / "kdc.conf"),
+            "KRB5CCNAME": "FILE:/nonexistent/cc",
+        }
+
+    @property
+    def keytab(self) -> Path:
+        """The keytab of `host/localhost`."""
+        return self.directory / "host.keytab"
+
+    def principal(self, name: str) -> str:
+        """The whole principal of a user."""
+        return f"{name}@{REALM}"
+
+    def ticket(self, name: str, *options: str) -> Path:
+        """A new credential cache of the user, with `options` for kinit."""
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.directory))
+        argv = ["kinit", *options, "-c", f"FILE:{folder}/cc", "-k", "-t"]
+        run([*argv, self.directory / f"{name}.keytab", name], env=self.env, timeout=PATIENCE)
+        return folder / "cc"
+
+    def of(self, name: str) -> dict[str, str]:
+        """The environment of a client with a new ticket of the user."""
+        return {**self.env, "KRB5CCNAME": f"FILE:{self.ticket(name)}"}
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _need(program: str, package: str) -> None:
+    if not shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin"):
+        raise AssertionError(f"this test needs {program} (apt-get install {package})")
+
+
+def _answers(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the server takes connections."""
+    end = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.02)
+    raise AssertionError("it does not listen: " + log.read_text(errors="replace"))
+
+
+def _configure(directory: Path, port: int) -> None:
+    (directory / "krb5.conf").write_text(
+        f"[libdefaults]\n default_realm = {REALM}\n dns_lookup_kdc = false\n"
+        " dns_lookup_realm = false\n rdns = false\n dns_canonicalize_hostname = false\n"
+        f" udp_preference_limit = 1\n[realms]\n {REALM} = {{\n  kdc = 127.0.0.1:{port}\n }}\n"
+        f"[domain_realm]\n localhost = {REALM}\n"
+        f"[logging]\n kdc = FILE:{directory}/kdc.log\n default = FILE:{directory}/krb5.log\n"
+    )
+    listen = f"127.0.0.1:{port}"
+    (directory / "kdc.conf").write_text(
+        f"[kdcdefaults]\n kdc_listen = {listen}\n kdc_tcp_listen = {listen}\n"
+        f"[realms]\n {REALM} = {{\n  database_name = {directory}/principal\n"
+        f"  key_stash_file = {directory}/stash\n  acl_file = {directory}/kadm5.acl\n"
+        "  max_life = 10h\n }\n"
+    )
+
+
+@contextlib.contextmanager
+def kdc() -> Iterator[Realm]:
+    """A new realm with alice, bob and carol, and its KDC running."""
+    _need("krb5kdc", "krb5-kdc")
+    _need("kadmin.local", "krb5-admin-server")
+    _need("kinit", "krb5-user")
+    directory = Path(tempfile.mkdtemp(prefix="ib-kdc-"))
+    realm = Realm(directory=directory)
+    port = free_port()
+    _configure(directory, port)
+    try:
+        create = ["kdb5_util", "-r", REALM, "create", "-s", "-P", "master"]
+        run(create, env=realm.env, timeout=60)
+        lines = []
+        for name, keytab in ((SERVICE, "host"), *((user, user) for user in USERS)):
+            lines.append(f"addprinc -randkey {name}")
+            lines.append(f"ktadd -k {directory}/{keytab}.keytab -norandkey {name}")
+        commands = "\n".join([*lines, ""]).encode()
+        run(["kadmin.local", "-r", REALM], env=realm.env, stdin=commands, timeout=60)
+        log = directory / "out"
+        with (
+            log.open("wb") as out,
+            started_group(
+                ["krb5kdc", "-n", "-r", REALM, "-P", str(directory / "kdc.pid")],
+                env=realm.env,
+                stdout=out,
+                stderr=out,
+            ) as process,
+        ):
+            _answers(port, process, log)
+            yield realm
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def realm() -> Iterator[Realm]:
+    """The tests' realm, one for all of them."""
+    with kdc() as it:
+        yield it
+
+
+@contextlib.contextmanager
+def remctld(
+    realm: Realm, conf: Path, log: Path | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[int]:
+    """The real remctld with this configuration file; yields its port. It logs to `log`."""
+    _need("remctld", "remctl-server")
+    with tempfile.TemporaryDirectory(prefix="ib-remctld-") as folder:
+        log = log or Path(folder, "log")
+        port = free_port()
+        argv = ["remctld", "-m", "-F", "-S", "-b", "127.0.0.1", "-p", str(port)]
+        argv += ["-k", str(realm.keytab), "-f", str(conf), "-P", f"{folder}/pid"]
+        with (
+            log.open("ab") as out,
+            started_group(argv, env={**realm.env, **(env or {})}, stdout=out, stderr=out) as it,
+        ):
+            _answers(port, it, log)
+            yield port
+
+
+def remctl(
+    realm: Realm,
+    who: str | Mapping[str, str],
+    port: int,
+    *command: str | bytes,
+    check: bool = False,
+) -> Done:
+    """The real remctl, as a user (with a new ticket) or with this environment."""
+    _need("remctl", "remctl-client")
+    env = realm.of(who) if isinstance(who, str) else who
+    argv: list[str] = ["remctl", "-p", str(port), "-s", SERVICE, "localhost"]
+    # run() makes text of arguments; surrogates carry bytes that are no UTF-8 through it.
+    argv += [c if isinstance(c, str) else c.decode("utf-8", "surrogateescape") for c in command]
+    return run(argv, env=env, check=check, timeout=120)

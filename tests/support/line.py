@@ -1,0 +1,197 @@
+"""The pipeline and the daemon in this process, with a worker that answers at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from invirtibuilder import config, hosting, model
+from invirtibuilder.cli import init
+from invirtibuilder.daemon import Daemon, make_context
+from invirtibuilder.engine import Attempt
+from invirtibuilder.errors import Reason
+from invirtibuilder.jobs import Job
+from invirtibuilder.order import Manifest, Order, ResultWriter, read_order
+from invirtibuilder.pipeline import advance
+from invirtibuilder.spool import Request, local_principal
+from tests.support import debs
+from tests.support.gitwork import Work
+
+ME = local_principal(os.geteuid())
+Change = Callable[[dict[str, Any]], None]
+
+
+@dataclasses.dataclass
+class CannedEngine:
+    """A worker that answers at once; `change` may spoil the report of a build."""
+
+    version: str = "1.0"
+    change: Change = lambda report: None
+    reasons: tuple[Reason, ...] = ()
+    hang: bool = False
+    extra: int = 0
+    held: list[int] = dataclasses.field(default_factory=list)
+
+    def check(self) -> None:
+        pass
+
+    def start(self, attempt: Attempt) -> None:
+        if self.hang:
+            fd = os.open(attempt.lock, os.O_RDWR | os.O_CREAT)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            attempt.result.touch()
+            attempt.log.touch()
+            self.held.append(fd)
+            return
+        attempt.lock.touch()
+        attempt.log.write_text("built\n")
+        with attempt.order.open("rb") as stream:
+            order = read_order(stream)
+        with tempfile.TemporaryDirectory() as name, attempt.result.open("wb") as out:
+            writer = ResultWriter(out)
+            report = self._do(order, Path(name), writer)
+            writer.finish(
+                Manifest(
+                    kind=order.kind,
+                    attempt=order.attempt,
+                    ok=not self.reasons,
+                    files=tuple(writer.files),
+                    reasons=self.reasons,
+                    environment={"base": "0" * 64},
+                    report=report,
+                )
+            )
+
+    def _do(self, order: Order, folder: Path, writer: ResultWriter) -> dict[str, Any]:
+        if self.reasons:
+            return {}
+        content = order.content
+        source, version = content["package"], content["version"]
+        debs.upload(folder, source, version)
+        if order.kind == "export":
+            found = [*folder.glob("*.dsc"), *folder.glob("*.tar.xz")]
+            report: dict[str, Any] = {"tree": self.tree, "orig_from": {}, "differences": []}
+        else:
+            (deb,) = folder.glob("*.deb")
+            fields = ("Package", "Source", "Version", "Architecture", "Section", "Priority")
+            values = (source, "", version, "all", "misc", "optional")
+            report = {"debs": {deb.name: dict(zip(fields, values, strict=True))}}
+            info = folder / f"{source}_{model.without_epoch(version)}_amd64.buildinfo"
+            digest = hashlib.sha256(deb.read_bytes()).hexdigest()
+            info.write_text(
+                f"Format: 1.0\nSource: {source}\nBinary: {source}\nArchitecture: all\n"
+                f"Version: {version}\nChecksums-Sha256:\n"
+                f" {digest} {deb.stat().st_size} {deb.name}\n"
+            )
+            found = [deb, info]
+        self.change(report)
+        for number in range(self.extra if order.kind == "build" else 0):
+            writer.add(f"x{number}_1_all.deb", 1, io.BytesIO(b"x"))
+        for path in found:
+            data = path.read_bytes()
+            writer.add(path.name, len(data), io.BytesIO(data))
+        return report
+
+    tree: str = ""
+
+
+class Line:
+    """A site, its context with a canned worker, and packages in git."""
+
+    def __init__(self, directory: Path) -> None:
+        self.site = config.load(directory / "invirtibuilder.yaml")
+        self.engine = CannedEngine()
+        made = make_context(self.site)
+        engines = dict.fromkeys(made.engines, self.engine)
+        self.context = dataclasses.replace(made, engines=engines)
+        self.work: dict[str, Work] = {}
+
+    def package(self, name: str, version: str = "1.0", folder: Path | None = None) -> Work:
+        if name not in self.work:
+            repository = hosting.create_package(self.site, name)
+            self.work[name] = Work.init(Path(tempfile.mkdtemp()) / "work", repository.path)
+        work = self.work[name]
+        (work.path / "debian/source").mkdir(parents=True, exist_ok=True)
+        changelog = (
+            f"{name} ({version}) unstable; urgency=medium\n\n  * Test.\n\n"
+            " -- Ada Test <ada@example.org>  Fri, 02 Jan 2026 03:04:05 +0000\n"
+        )
+        work.commit(
+            f"version {version}",
+            **{"debian/changelog": changelog, "debian/source/format": "3.0 (native)\n"},
+        )
+        assert work.push("main").code == 0
+        self.engine.tree = work.git("rev-parse", "HEAD^{tree}").text
+        return work
+
+    def job(self, pocket: str, package: str, commit: str = "main") -> Job:
+        request = Request.new("submit", [pocket, package, commit], principal=ME, via="test")
+        return self.context.jobs.create(request)
+
+    def run(self, job: Job) -> Job:
+        advance(self.context, job)
+        return job
+
+
+@pytest.fixture(scope="module")
+def made_once() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="line-") as name:
+        directory = Path(name)
+        key = init._key(directory / "gnupg", "test")
+        text = init.TEMPLATE.format(
+            name="test", key=key, suite="bookworm", architecture="amd64", principal=ME
+        )
+        (directory / "invirtibuilder.yaml").write_text(text)
+        site = config.load(directory / "invirtibuilder.yaml")
+        hosting.ensure_site(site)
+        context = make_context(site)
+        for pocket in site.pockets.values():
+            hosting.ensure_pocket(context, pocket)
+        yield directory
+
+
+@pytest.fixture
+def line(made_once: Path, tmp_path: Path) -> Iterator[Line]:
+    directory = Path(tempfile.mkdtemp(prefix="site-"))
+    shutil.copytree(
+        made_once,
+        directory,
+        symlinks=True,
+        dirs_exist_ok=True,
+        ignore=lambda d, names: [n for n in names if n.startswith("S.")],
+    )
+    yield Line(directory)
+    subprocess.run(["gpgconf", "--homedir", directory / "gnupg", "--kill", "all"], check=False)
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def daemon(line: Line) -> Iterator[Daemon]:
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    made = Daemon(
+        line.site, lambda text: line.__dict__.setdefault("log", []).append(text), drain=True
+    )
+    made._context = line.context
+    yield made
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def states(line: Line) -> list[str]:
+    return [str(job.status.state) for job in line.context.jobs.all()]
+
+
+def broken(*_args: Any, **_kwargs: Any) -> None:
+    raise OSError(5, "the disk is ill")
