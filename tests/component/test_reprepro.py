@@ -381,9 +381,11 @@ def test_killed_include_is_undone_and_repeated(
     killed = 0
     for step in range(8):
         before = listed(archive, lock)
-        changes = debs.upload(tmp_path / f"new{step}", "foo", f"{step}.0")
+        # Large enough for an include to be found at work on an idle machine, too.
+        content = "x" * (12 << 20)
+        changes = debs.upload(tmp_path / f"new{step}", "foo", f"{step}.0", content=content)
         archive.begin()
-        with killer(archive, 0.0015 * step) as seen:
+        with killer(archive, 0.01 * step) as seen:
             try:
                 archive.include(changes, "foo", f"{step}.0", lock_fd=lock)
             except MachineFault as fault:

@@ -51,6 +51,8 @@ def base_directory(ids: Ids) -> Iterator[Path]:
         yield Path(kept)
         return
     directory = Path(tempfile.mkdtemp(prefix="invirtibuilder-test-", dir="/var/tmp"))
+    # The account of a worker in tests/system/test_accounts.py reads it, too.
+    directory.chmod(0o755)
     yield directory
     remove_bases(ids, directory)
 

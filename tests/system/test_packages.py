@@ -268,9 +268,9 @@ def test_an_epoch(site: TestSite, tmp_path: Path) -> None:
     assert git(bare, "rev-parse", "debian/1%1.0-1^{commit}") == repo.commit
     # In the pool the file names of another epoch are the same.
     twin = pushed(site, packages.upgraded(repo, "2:1.0-1"))
-    (reason,) = refused(site, "staging", twin, "reprepro-refused")
-    assert "epoch_1.0-1" in reason["message"]
-    assert "use a new version" in reason["hint"]
+    (reason,) = refused(site, "staging", twin, "epoch-twin")
+    assert "1:1.0-1" in reason["message"]
+    assert "raise the version" in reason["hint"]
 
 
 def test_backwards_in_dev(site: TestSite, tmp_path: Path) -> None:
