@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from invirtibuilder import model
-from invirtibuilder.errors import Denied, Fault, Malformed
+from invirtibuilder import model, quotas
+from invirtibuilder.errors import Denied, Fault, Malformed, Refused
 from invirtibuilder.spool import local_principal
 from invirtibuilder.stages.admit import assess
 from invirtibuilder.stages.context import Context
@@ -68,14 +68,21 @@ class Answers:
         try:
             question = _read(connection)
             principal = self._principal(connection, question)
-            admission = assess(
-                self._context.site,
-                principal=principal,
-                pocket=model.pocket_name(question.get("pocket")),
-                package=model.package_name(question.get("package")),
-                committish=model.committish(question.get("commit")),
-                now=self._context.clock(),
-            )
+            pocket = model.pocket_name(question.get("pocket"))
+            reasons = quotas.excess(self._context, principal, pocket)
+            try:
+                admission = assess(
+                    self._context.site,
+                    principal=principal,
+                    pocket=pocket,
+                    package=model.package_name(question.get("package")),
+                    committish=model.committish(question.get("commit")),
+                    now=self._context.clock(),
+                )
+            except Refused as refused:
+                raise Refused([*refused.reasons, *reasons]) from refused
+            if reasons:
+                raise Refused(reasons)
         except Fault as fault:
             return {"ok": False, "reasons": [r.as_json() for r in fault.reasons]}
         except Exception as error:

@@ -6,7 +6,7 @@ import os
 import pwd
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -27,6 +27,7 @@ class AclEntry:
     principal: str = ""
     file: Path | None = None
     command: Path | None = None
+    where: str = field(default="", compare=False)  # file:line of the entry itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,8 @@ class Pocket:
     acl: Mapping[str, tuple[AclEntry, ...]]
     tag_format: str
     suffix: str
+    max_queued: int | None
+    max_hourly: int | None
 
     def tag(self, version: str) -> str:
         """The name of the tag for a version, as DEP-14 mangles it."""
@@ -109,6 +112,7 @@ class Site:
     doors: tuple[str, ...]
     queue_group: str
     max_push: int
+    acl_refresh: float
     hooks: tuple[HookSettings, ...]
     domains: Mapping[str, Domain]
     pockets: Mapping[str, Pocket]
@@ -175,15 +179,8 @@ def _path(value: Value, base: Path, default: Path, *, must_exist: bool = False) 
 def _site(root: Value, file: Path) -> Site:
     top = root.record("site", "domains", "pockets", "hooks", required=("site", "pockets"))
     keys = (
-        "name",
-        "directory",
-        "url",
-        "git_url",
-        "tagger",
-        "signing",
-        "doors",
-        "max_push",
-        "queue_group",
+        *("name", "directory", "url", "git_url", "tagger", "signing"),
+        *("doors", "max_push", "queue_group", "acl_refresh"),
     )
     site = top["site"].record(*keys, required=("name", "tagger", "signing"))
     base = file.parent
@@ -209,6 +206,7 @@ def _site(root: Value, file: Path) -> Site:
         doors=site["doors"].texts((), _account),
         queue_group=site["queue_group"].text("", _site_name),
         max_push=site["max_push"].size(1 << 30) or 1 << 30,
+        acl_refresh=site["acl_refresh"].duration(300) or 300,
         hooks=hooks,
         domains=domains,
         pockets={n: _pocket(n, v, base, domains) for n, v in top["pockets"].members().items()},
@@ -276,7 +274,7 @@ def _pocket(name: str, value: Value, base: Path, domains: Mapping[str, Domain]) 
         *("description", "suite", "components", "mirror", "extra_sources", "architectures"),
         *("branch", "codename", "allow_backtracking", "allow_takeover", "isolation"),
         *("trust_domain", "build_profiles", "build_options", "limits", "acl"),
-        *("tag_format", "version_suffix"),
+        *("tag_format", "version_suffix", "max_queued", "max_hourly"),
         required=("suite",),
     )
     domain = keys["trust_domain"].text(next(iter(domains)))
@@ -302,6 +300,8 @@ def _pocket(name: str, value: Value, base: Path, domains: Mapping[str, Domain]) 
         acl=_acl(keys["acl"], base),
         tag_format=keys["tag_format"].text("debian/{version}", _tag_format),
         suffix=keys["version_suffix"].text(DEFAULT_SUFFIX, _suffix),
+        max_queued=_whole(keys["max_queued"], None, 1),
+        max_hourly=_whole(keys["max_hourly"], None, 1),
     )
 
 
@@ -324,18 +324,22 @@ def _extra(value: Value, base: Path) -> ExtraSource:
     )
 
 
+def _whole(value: Value, default: int | None, low: int) -> int | None:
+    number = value.number(default, low)
+    return None if number is None else int(number)
+
+
 def _limits(value: Value) -> Limits:
     keys = value.record(
         *("time", "idle", "cpu_time", "memory", "processes", "file_size", "log", "result")
     )
     cpu = keys["cpu_time"].duration(None)
-    processes = keys["processes"].number(5000, 20)
     return Limits(
         seconds=keys["time"].duration(3600) or 3600,
         idle_seconds=keys["idle"].duration(None),
         cpu_seconds=None if cpu is None else int(cpu),
         memory=keys["memory"].size(None),
-        processes=None if processes is None else int(processes),
+        processes=_whole(keys["processes"], 5000, 20),
         file_size=keys["file_size"].size(8 << 30),
         log_size=keys["log"].size(1 << 30),
         result_size=keys["result"].size(8 << 30) or 8 << 30,
@@ -347,15 +351,16 @@ def _acl(value: Value, base: Path) -> dict[str, tuple[AclEntry, ...]]:
     for action, entry in value.record(*ACTIONS).items():
         entries = []
         for item in entry.items():
+            where = f"{item.problems.file}:{item.line}"
             if isinstance(item.node, yaml.MappingNode):
                 keys = item.record("file", "command")
                 if keys["file"].absent == keys["command"].absent:
                     item.problem("needs either `file` or `command`")
                 kind = "command" if keys["file"].absent else "file"
                 path = _path(keys[kind], base, Path("/nonexistent"), must_exist=True)
-                entries.append(AclEntry(**{kind: path}))  # type: ignore[arg-type]
+                entries.append(AclEntry(where=where, **{kind: path}))  # type: ignore[arg-type]
             else:
-                entries.append(AclEntry(principal=item.text("", model.principal)))
+                entries.append(AclEntry(principal=item.text("", model.principal), where=where))
         acl[action] = tuple(entries)
     return acl
 

@@ -1,8 +1,8 @@
 """The daemon: watches the queue directory, takes requests up, and runs the line.
 
-One thread runs jobs, one delivers events, one answers on the unix socket, and the main thread
-watches the queue. All state is on disk: a daemon that is killed at any instant is replaced by
-the next one, which adopts builds that are still running.
+One thread runs jobs, one delivers events, one answers on the unix socket, one keeps the doors'
+table of ACLs, and the main thread watches the queue. All state is on disk: a daemon that is
+killed at any instant is replaced by the next one, which adopts builds that are still running.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from datetime import datetime, timedelta
 
 from inotify_simple import INotify, flags
 
-from invirtibuilder import acl, files, hosting, model
+from invirtibuilder import acl, acltable, files, hosting, model, quotas
 from invirtibuilder.answers import Answers
 from invirtibuilder.config import Site
 from invirtibuilder.engine import ChildEngine, Engine, SocketEngine
-from invirtibuilder.errors import ConfigFault, Denied, Fault, MachineFault, Malformed
+from invirtibuilder.errors import ConfigFault, Denied, Fault, MachineFault, Malformed, Refused
 from invirtibuilder.hooks import Events, Hook
 from invirtibuilder.jobs import Job, Jobs
 from invirtibuilder.pipeline import advance
@@ -37,6 +37,8 @@ ILL = 10.0
 """Seconds until what could not even be written down is tried again."""
 LONGEST = timedelta(hours=2)
 """No job waits for longer than this without being looked at."""
+LEAVE = 2.0
+"""Seconds that an ACL's program may go on when the daemon ends."""
 SCAN = 60.0
 """Seconds after which the queue is looked at even if nothing was reported."""
 
@@ -89,6 +91,7 @@ class Daemon:
             site, stopping=self._stop.is_set, event_queued=self._events.set
         )
         self._spool = Spool(site.queue)
+        self._troubles: list[str] = []
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:
@@ -127,11 +130,13 @@ class Daemon:
                 ("answers", lambda: answers.serve(self._stop)),
             )
         ]
+        table = threading.Thread(target=self._guarded, args=(self._keep_table,), daemon=True)
+        self._write_table(ask=False)
         # The watch comes first, then the scan: nothing falls between them.
         with INotify() as watch:
             watch.add_watch(self._spool.new, flags.CREATE | flags.MOVED_TO)
             self.take_up()
-            for thread in threads:
+            for thread in (*threads, table):
                 thread.start()
             self.log(f"ready: {self.site.directory}")
             while not self._stop.is_set():
@@ -141,6 +146,7 @@ class Daemon:
         self.log("stopping")
         for thread in threads:
             thread.join()
+        table.join(LEAVE)
         self.site.socket.unlink(missing_ok=True)
         if self._failure:
             raise self._failure
@@ -191,6 +197,9 @@ class Daemon:
 
     def _act(self, request: Request) -> None:
         if request.action == "submit":
+            pocket = request.args[0]
+            if why := quotas.excess(self._context, request.principal, pocket, but=request.id):
+                raise Refused(why)
             job = self._context.jobs.create(request)
             self.log(f"job {job.id}: {' '.join(request.args)} by {request.principal}")
         elif request.action == "cancel":
@@ -297,6 +306,29 @@ class Daemon:
             if due is not None:
                 seconds = max(0.2, (due - self._context.clock()).total_seconds())
             self._events.wait(min(seconds, SCAN))
+
+    def _keep_table(self) -> None:
+        """Compile the ACLs at once, every `acl_refresh`, and when an answer becomes stale."""
+        while not self._stop.is_set():
+            self._stop.wait(self._write_table())
+
+    def _write_table(self, *, ask: bool = True) -> float:
+        """Write the doors' table, and say what is new about it; the seconds until the next."""
+        now = self._context.clock()
+        try:
+            stopping = self._stop.is_set
+            # The daemon's start does not wait for programs that somebody else is asking.
+            made = acltable.write(self.site, now, ask=ask, wait=ask, stopping=stopping)
+        except (OSError, Fault, files.Busy) as error:
+            self.log(f"the doors' table of ACLs waits: {error}")
+            return min(ILL, self.site.acl_refresh)
+        if ask:
+            for text in made.troubles:
+                if text not in self._troubles:
+                    self.log(f"acl: {text}")
+            self._troubles = made.troubles
+        left = (made.expires - now).total_seconds() if made.expires else self.site.acl_refresh
+        return max(0.1, min(left, self.site.acl_refresh))
 
 
 def _first(reasons: tuple[dict[str, str], ...]) -> str:

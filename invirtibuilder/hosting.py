@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from invirtibuilder import files
+from invirtibuilder.apt import stanza
 from invirtibuilder.config import Pocket, Site
-from invirtibuilder.errors import Malformed, NotFound
+from invirtibuilder.errors import Denied, Malformed, NotFound
 from invirtibuilder.gitrepo import Repository
-from invirtibuilder.spool import Spool
-from invirtibuilder.stages.context import Context
+from invirtibuilder.spool import Spool, local_principal
+from invirtibuilder.stages.context import LABEL, Context
 from invirtibuilder.stages.publish import first_publication
 from invirtibuilder.superproject import Superproject
 
 
 def ensure_site(site: Site) -> None:
-    """Make every directory and repository that the configuration implies; safe to repeat."""
+    """Make every directory and repository that the configuration implies; safe to repeat.
+
+    Raises Denied for who may not write there.
+    """
+    if site.directory.is_dir() and not os.access(site.directory, os.W_OK, effective_ids=True):
+        owner = local_principal(site.directory.stat().st_uid).removeprefix("unix/")
+        raise Denied(
+            f"{site.directory} is {owner}'s, and you may not write there",
+            hint=f"run this as {owner}",
+            code="not-yours",
+        )
     for path in (site.jobs, site.packages, site.archive, site.origs, site.events):
         path.mkdir(parents=True, exist_ok=True)
     site.socket.parent.mkdir(exist_ok=True)
@@ -75,8 +88,41 @@ def package_names(site: Site) -> list[str]:
 
 def ensure_pocket(context: Context, pocket: Pocket) -> None:
     """Make a pocket's archive with a first, empty publication; safe to repeat."""
-    (context.site.archive / pocket.name).mkdir(parents=True, exist_ok=True)
+    key = public_key(context.site, pocket)
+    key.parent.mkdir(parents=True, exist_ok=True)
+    armoured = context.signer.public_key()
+    if not key.exists() or key.read_bytes() != armoured:
+        files.write_atomic(key, armoured)
     first_publication(context, pocket)
+
+
+def public_key(site: Site, pocket: Pocket) -> Path:
+    """Where a pocket's public key is for everybody, armoured, served with the archive."""
+    return site.archive / pocket.name / "key.asc"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """What a client puts below /etc/apt to use a pocket."""
+
+    sources: str
+    preferences: str
+
+    @property
+    def text(self) -> str:
+        """The sources stanza, with the preferences as a comment above it."""
+        lines = "".join(f"#   {line}\n" for line in self.preferences.splitlines())
+        note = "# To put it above the mirror, in /etc/apt/preferences.d:\n"
+        return note + lines + self.sources
+
+
+def client(site: Site, pocket: Pocket, key: bytes) -> Client:
+    """The stanzas of a pocket, with the site's armoured public key in them."""
+    uri = f"{site.url.rstrip('/')}/{pocket.name}"
+    return Client(
+        sources=stanza.sources(uri, pocket.codename, pocket.components[:1], key),
+        preferences=stanza.preferences(site.name, label=LABEL, codename=pocket.codename),
+    )
 
 
 def add_pocket(file: Path, name: str, settings: dict[str, str]) -> str:

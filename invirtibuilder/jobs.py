@@ -220,7 +220,9 @@ class Jobs:
             many = "several jobs match" if found else "no such job"
             raise NotFound(
                 f"{many}: {model.printable(name)[:80]}",
-                hint=f"one of {', '.join(found[:5])}" if found else "`status` lists jobs",
+                hint=f"one of {', '.join(found[:5])}"
+                if found
+                else "`status` lists jobs, `queue` what is not taken up yet",
                 code="no-job",
             )
         return Job(self.directory / found[0], self._clock)

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -161,7 +161,8 @@ class ResultWriter:
 
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest and the end of the tar."""
-        value = {"v": FORMAT, **asdict(manifest)}
+        reasons = [reason.as_json() for reason in manifest.reasons]
+        value = {"v": FORMAT, **asdict(replace(manifest, reasons=())), "reasons": reasons}
         self._writer.add_bytes("manifest.json", _json(value))
         self._writer.close()
         self._stream.flush()

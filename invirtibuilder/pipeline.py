@@ -18,6 +18,7 @@ from invirtibuilder.stages.context import Context, Stopping, Wait
 from invirtibuilder.stages.events import log_tail, payload
 from invirtibuilder.stages.export import export
 from invirtibuilder.stages.notify import notify
+from invirtibuilder.stages.orders import stop_running
 from invirtibuilder.stages.publish import COMMITTED, publish
 from invirtibuilder.stages.verify import verify
 from invirtibuilder.states import State
@@ -57,6 +58,8 @@ def advance(context: Context, job: Job) -> None:
                 raise Stopping
             # What is published stays published: a cancel comes too late then.
             if job.cancel_asked and not (job.fact("publish") or job.fact(COMMITTED)):
+                # An attempt may run on from before a restart.
+                stop_running(job)
                 raise Cancelled(f"cancelled by {job.cancel_asked}")
             job.note(stage=name)
             job.remark(name)

@@ -10,23 +10,16 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from invirtibuilder import files, model
-from invirtibuilder.errors import Malformed, Unavailable
+from invirtibuilder import entries, files, model
+from invirtibuilder.entries import new_id
+from invirtibuilder.errors import Malformed
 
-VERSION = 1
 MAX_BYTES = 64 << 10
 MAX_NAME = 200
-# Action -> how each of its arguments is checked.
-ACTIONS = {
-    "submit": (model.pocket_name, model.package_name, model.committish),
-    "cancel": (model.job_id,),
-    "retry": (model.job_id,),
-    "base-refresh": (model.pocket_name,),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,53 +46,23 @@ class Request:
         now: datetime | None = None,
     ) -> Request:
         """A checked request with an id of its own. Raises Malformed."""
-        moment = now or model.utcnow()
-        value = {
-            "v": VERSION,
-            "id": new_id(moment),
-            "action": action,
-            "args": list(args),
-            "principal": principal,
-            "via": via,
-            "addr": addr,
-            "time": model.iso(moment),
-        }
-        return parse(value)
+        return parse(entries.new(action, args, principal=principal, via=via, addr=addr, now=now))
 
     def as_json(self) -> dict[str, Any]:
-        return {"v": VERSION, **asdict(self)}
-
-
-def new_id(moment: datetime) -> str:
-    """An id that sorts by time of arrival: YYYYMMDDTHHMMSS.ffffff-xxxx in UTC."""
-    return moment.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%f-") + os.urandom(2).hex()
+        return {"v": entries.VERSION, **asdict(self)}
 
 
 def parse(value: object) -> Request:
     """Check a request's schema and every argument. Raises Malformed."""
-    if not isinstance(value, dict) or value.get("v") != VERSION:
-        raise Malformed(f"a request needs v: {VERSION}")
-    fields = {"v", "id", "action", "args", "principal", "via", "addr", "time"}
-    if set(value) != fields:
-        raise Malformed(f"a request has the fields {', '.join(sorted(fields))}")
-    checks = ACTIONS.get(str(value["action"]))
-    args = value["args"]
-    if checks is None:
-        raise Malformed(f"unknown action {model.printable(str(value['action']))!r}")
-    if not isinstance(args, list) or len(args) != len(checks):
-        raise Malformed(f"{value['action']} takes {len(checks)} arguments")
-    for name in ("via", "addr", "time"):
-        text = value[name]
-        if not isinstance(text, str) or len(text) > 256 or not text.isprintable():
-            raise Malformed(f"a request's {name} must be printable text")
+    fields = entries.checked(value)
     return Request(
-        id=model.job_id(value["id"]),
-        action=value["action"],
-        args=tuple(check(arg) for check, arg in zip(checks, args, strict=True)),
-        principal=model.principal(value["principal"]),
-        via=value["via"],
-        addr=value["addr"],
-        time=value["time"],
+        id=fields["id"],
+        action=fields["action"],
+        args=tuple(fields["args"]),
+        principal=fields["principal"],
+        via=fields["via"],
+        addr=fields["addr"],
+        time=fields["time"],
     )
 
 
@@ -140,24 +103,11 @@ class Spool:
                 path.chmod(0o1770)
 
     def put(self, request: Request) -> None:
-        """Accept a request: after this returns it survives a power cut. Raises Unavailable."""
-        data = json.dumps(request.as_json()).encode()
-        temporary = self.directory / "tmp" / request.id
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            # Not rename: an existing entry is never replaced.
-            os.link(temporary, self.new / f"{request.id}.json")
-            # The daemon may have been faster, having seen the entry under both names.
-            temporary.unlink(missing_ok=True)
-            files.sync_directory(self.new)
-        except OSError as error:
-            raise Unavailable(
-                f"the queue does not take this: {error}", hint="try again later"
-            ) from error
+        """Accept a request: after this returns it survives a power cut.
+
+        Raises Denied and Unavailable.
+        """
+        entries.put(self.directory, request.as_json())
 
     def entries(self, trusted: frozenset[int]) -> Iterator[Entry]:
         """What is in `new/`, oldest first.
@@ -192,9 +142,10 @@ class Spool:
             target = target.with_name(f"{name[:40]}.{new_id(model.utcnow())}")
         # What cannot be moved (another account's directory, a full disk) stays where it is.
         with suppress(OSError):
-            entry.path.rename(target)
+            # The reason first: who finds the entry there finds why, too.
             problem = model.printable(entry.problem) + "\n"
             files.write_atomic(target.with_name(target.name + ".reason"), problem)
+            entry.path.rename(target)
 
 
 def _read(path: Path, trusted: frozenset[int]) -> Request:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from invirtibuilder.cli.command import say
-from invirtibuilder.cli.log import harmless, log_files
 from invirtibuilder.config import Site
 from invirtibuilder.errors import Denied, Exit, NotFound, Reason
+from invirtibuilder.joblog import harmless, log_files
 from invirtibuilder.jobs import Job, Jobs, Status
 from invirtibuilder.spool import Spool
 from invirtibuilder.states import State
@@ -69,7 +69,7 @@ class _Progress:
 
     def new(self) -> Iterator[str]:
         """What has come since the last call."""
-        for path in log_files(self._job):
+        for path in map(Path, log_files(self._job.directory)):
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
                 for line in file:

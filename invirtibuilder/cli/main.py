@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from invirtibuilder import __version__
+from invirtibuilder.cli.acl import Acl
 from invirtibuilder.cli.base import Base
 from invirtibuilder.cli.cancel import Cancel, Retry
 from invirtibuilder.cli.check import Check
@@ -22,6 +23,7 @@ from invirtibuilder.cli.log import Log
 from invirtibuilder.cli.package import Package
 from invirtibuilder.cli.pocket import PocketCommand
 from invirtibuilder.cli.queue_ import Queue
+from invirtibuilder.cli.remote import Remote
 from invirtibuilder.cli.sources import Sources
 from invirtibuilder.cli.status import Status
 from invirtibuilder.cli.submit import Submit
@@ -43,7 +45,9 @@ COMMANDS: tuple[type[Command], ...] = (
     PocketCommand,
     Package,
     Sources,
+    Acl,
     Base,
+    Remote,
 )
 
 

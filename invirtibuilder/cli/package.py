@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+from contextlib import suppress
 from pathlib import Path
 
-from invirtibuilder import hosting, model
+from invirtibuilder import acltable, files, hosting, model
 from invirtibuilder.cli.command import Command, load_site, show, table
+from invirtibuilder.config import Site
 
 
 class Package(Command):
@@ -31,6 +34,7 @@ class Package(Command):
         if args.verb == "create":
             name = model.package_name(args.package)
             hosting.create_package(site, name, args.source)
+            _tell_the_doors(site)
             names = [name]
         else:
             names = hosting.package_names(site)
@@ -45,3 +49,10 @@ class Package(Command):
         rows = [(v["name"], v["path"], v["url"]) for v in values]
         show(args, values if args.verb == "list" else values[0], table(rows) or "no packages yet")
         return 0
+
+
+def _tell_the_doors(site: Site) -> None:
+    """Unless the daemon is about to do it; files of another account would be in its way."""
+    if os.geteuid() == acltable.owner(site):
+        with suppress(files.Busy):
+            acltable.write(site, model.utcnow(), ask=False, wait=False)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import stat
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from invirtibuilder import config, files, hosting, model
@@ -16,6 +17,14 @@ from invirtibuilder.config import Pocket, Site
 from invirtibuilder.daemon import make_context
 from invirtibuilder.stages.context import LABEL, archive
 from invirtibuilder.superproject import Superproject
+
+KEYS = {
+    "domain": "trust_domain",
+    "profiles": "build_profiles",
+    "options": "build_options",
+    "suffix": "version_suffix",
+}
+"""Rules whose key in the configuration has another name."""
 
 
 class PocketCommand(Command):
@@ -129,9 +138,69 @@ def _whole(site: Site, pocket: Pocket) -> dict[str, Any]:
     }
 
 
+def _words(rules: Mapping[str, Any]) -> dict[str, str]:
+    """A pocket's rules by the configuration's own keys, as somebody would write them there."""
+    found = {}
+    for key, rule in rules.items():
+        if key == "limits":
+            parts = [f"{k} {written(v)}" for k, (v, written) in _limits(rule).items() if v]
+            found[key] = ", ".join(parts)
+        elif key == "acl":
+            found |= {f"may {action}": ", ".join(entries) for action, entries in rule.items()}
+        elif key == "extra_sources":
+            found[key] = ", ".join(
+                " ".join((e["uri"], *e["suites"], *e["components"])) for e in rule
+            )
+        elif isinstance(rule, bool):
+            found[key] = "yes" if rule else "no"
+        elif isinstance(rule, list | tuple):
+            found[KEYS.get(key, key)] = ", ".join(rule)
+        elif rule is not None:
+            found[KEYS.get(key, key)] = str(rule)
+    del found["name"]
+    return found
+
+
+def _limits(rule: Mapping[str, Any]) -> dict[str, tuple[Any, Callable[[Any], str]]]:
+    return {
+        "time": (rule["seconds"], _duration),
+        "idle": (rule["idle_seconds"], _duration),
+        "cpu_time": (rule["cpu_seconds"], _duration),
+        "memory": (rule["memory"], _size),
+        "processes": (rule["processes"], str),
+        "file_size": (rule["file_size"], _size),
+        "log": (rule["log_size"], _size),
+        "result": (rule["result_size"], _size),
+    }
+
+
+def _duration(seconds: float) -> str:
+    """In the largest unit of the configuration that has no remainder.
+
+    >>> _duration(7200), _duration(90), _duration(0.5)
+    ('2h', '90s', '0.5s')
+    """
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds % length == 0:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:g}s"
+
+
+def _size(size: int) -> str:
+    """In the largest unit of the configuration that has no remainder.
+
+    >>> _size(8 << 30), _size(100 << 20), _size(1000)
+    ('8G', '100M', '1000')
+    """
+    for unit, shift in (("T", 40), ("G", 30), ("M", 20), ("K", 10)):
+        if size % (1 << shift) == 0:
+            return f"{size >> shift}{unit}"
+    return str(size)
+
+
 def _text(value: dict[str, Any]) -> str:
     lines = [f"pocket {value['name']}: publication {value['publication']}"]
-    lines += [f"  {key}: {rule}" for key, rule in value["rules"].items() if rule not in ("", ())]
+    lines += [f"  {key}: {rule}" for key, rule in _words(value["rules"]).items() if rule]
     rows = [("PACKAGE", "VERSION", "COMMIT")]
     rows += [(c["package"], c["version"], c["commit"][:12]) for c in value["content"]]
     return "\n".join([*lines, table(rows) if value["content"] else "no packages yet"])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from invirtibuilder.apt import stanza
+from invirtibuilder import hosting
 from invirtibuilder.cli.command import Command, load_site, show, the_pocket
-from invirtibuilder.daemon import make_context
 from invirtibuilder.errors import NotFound
-from invirtibuilder.stages.context import LABEL
+from invirtibuilder.stages.context import archive
 
 
 class Sources(Command):
@@ -26,23 +25,14 @@ class Sources(Command):
     def run(self, args: argparse.Namespace) -> int:
         site = load_site(args)
         pocket = the_pocket(site, args.pocket)
-        context = make_context(site)
-        if context.archive(pocket).publications.current() is None:
+        if archive(site, pocket).publications.current() is None:
             raise NotFound(
                 f"pocket {pocket.name} has no publication yet",
                 hint=f"`invirtibuilder pocket create {pocket.name}`",
                 code="no-publication",
             )
-        sources = stanza.sources(
-            f"{site.url.rstrip('/')}/{pocket.name}",
-            pocket.codename,
-            pocket.components[:1],
-            context.signer.public_key(),
-        )
-        preferences = stanza.preferences(site.name, label=LABEL, codename=pocket.codename)
-        note = "# To put it above the mirror, in /etc/apt/preferences.d:\n" + "".join(
-            f"#   {line}\n" for line in preferences.splitlines()
-        )
-        text = preferences if args.preferences else note + sources
-        show(args, {"sources": sources, "preferences": preferences}, text.rstrip("\n"))
+        client = hosting.client(site, pocket, hosting.public_key(site, pocket).read_bytes())
+        text = client.preferences if args.preferences else client.text
+        value = {"sources": client.sources, "preferences": client.preferences}
+        show(args, value, text.rstrip("\n"))
         return 0

@@ -11,7 +11,9 @@ from invirtibuilder.cli.command import Command, load_site, show, table
 from invirtibuilder.cli.follow import verdict
 from invirtibuilder.config import Site
 from invirtibuilder.daemon import make_context
+from invirtibuilder.errors import Denied, NotFound
 from invirtibuilder.jobs import Job, Jobs
+from invirtibuilder.spool import Spool
 
 RECENT = 20
 
@@ -28,13 +30,23 @@ class Status(Command):
         site = load_site(args)
         jobs = Jobs(site.jobs)
         if args.job:
-            job = jobs.get(args.job)
+            job = _job(site, jobs, args.job)
             show(args, describe(site, job), _whole(site, job))
             return 0
         names = jobs.names() if args.all else jobs.names()[-RECENT:]
         found = [jobs.get(name) for name in names]
         show(args, [_brief(job) for job in found], listed(found))
         return 0
+
+
+def _job(site: Site, jobs: Jobs, name: str) -> Job:
+    """The job. Raises Denied, with the reason, for a request that was not taken up."""
+    try:
+        return jobs.get(name)
+    except NotFound:
+        if model.JOB.fullmatch(name) and (why := Spool(site.queue).why_set_aside(name)):
+            raise Denied(why, code="set-aside") from None
+        raise
 
 
 def _brief(job: Job) -> dict[str, Any]:

@@ -24,8 +24,7 @@ class Submit(Command):
     def run(self, args: argparse.Namespace) -> int:
         site = load_site(args)
         request = Request.new("submit", checked(args), principal=me(), via="local")
-        accepted = door.submit(site.queue, site.socket, request)
-        answer = accepted.answer
+        answer = door.submit(site.queue, site.socket, request.as_json())
         if answer is None:
             say("accepted, but not checked yet: the daemon does not answer")
         else:

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+from invirtibuilder import entries
 from invirtibuilder.errors import Reason, Refused, Unavailable
-from invirtibuilder.spool import Request, Spool
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing, too, takes its time to import
+    from typing import Any
+
+    Path = str | os.PathLike[str]
 
 DEADLINE = 35.0
 MAX_ANSWER = 1 << 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class Accepted:
-    """A request in the queue, and the daemon's answer when it gave one."""
-
-    request: Request
-    answer: dict[str, Any] | None
-
-
-def submit(queue: Path, daemon: Path, request: Request) -> Accepted:
+def submit(queue: Path, daemon: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
     """Queue a submission unless the daemon refuses it. Raises Refused with all reasons.
 
-    With the daemon down it is accepted all the same, unchecked.
+    Returns the daemon's answer; None when it is down: then it is accepted all the same,
+    unchecked.
     """
     try:
-        answer = check(daemon, request.args, request.principal)
+        answer = check(daemon, entry["args"], entry["principal"])
     except Unavailable:
         answer = None
-    Spool(queue).put(request)
-    return Accepted(request=request, answer=answer)
+    entries.put(queue, entry)
+    return answer
 
 
 def check(daemon: Path, args: Sequence[str], principal: str) -> dict[str, Any]:

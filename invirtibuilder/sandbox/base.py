@@ -154,7 +154,7 @@ def _bootstrap(spec: BaseSpec, root: Path, ids: Ids, log: int) -> None:
     keys = {f"keys/{name}": key for name, key in spec.keys.items()}
     argv = [
         "/usr/bin/mmdebstrap",
-        *("--mode=unshare", "--variant=buildd", "--format=directory", "--quiet"),
+        *("--mode=unshare", "--variant=buildd", "--format=directory"),
         f"--architectures={spec.architecture}",
         f"--include={','.join(spec.include)}",
         '--aptopt=Acquire::Languages "none"',
@@ -176,7 +176,7 @@ def _bootstrap(spec: BaseSpec, root: Path, ids: Ids, log: int) -> None:
     code = finish(entered, seconds=SECONDS)
     if code != 0:
         raise RoomFault(
-            f"mmdebstrap exits with {code}",
+            f"mmdebstrap made no base of {spec.suite}: it exits with {code}",
             hint="its output is in the log: is the mirror reachable, and has it this suite?",
             code="base",
         )

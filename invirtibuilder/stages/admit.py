@@ -49,9 +49,8 @@ def assess(
     rules = site.pockets.get(pocket)
     if rules is None:
         known = ", ".join(site.pockets)
-        reasons.append(
-            Reason(code="no-pocket", message=f"no such pocket: {pocket}", hint=f"one of {known}")
-        )
+        hint = f"one of {known}; a running daemon learns of a new one when it is restarted"
+        reasons.append(Reason(code="no-pocket", message=f"no such pocket: {pocket}", hint=hint))
     else:
         reasons += _not_permitted(rules, principal)
     path = site.package_repository(package)

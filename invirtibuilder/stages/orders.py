@@ -143,6 +143,17 @@ def _ended(context: Context, job: Job, attempt: Attempt, seconds: float) -> bool
     return True
 
 
+def stop_running(job: Job) -> None:
+    """Tell every attempt that still runs to stop, and wait for their end, GRACE at most."""
+    found = (Attempt(path) for path in (job.directory / "attempts").glob("*"))
+    running = [attempt for attempt in found if attempt.started and attempt.running]
+    for attempt in running:
+        attempt.stop()
+    end = time.monotonic() + GRACE
+    while any(attempt.running for attempt in running) and time.monotonic() < end:
+        time.sleep(POLL)
+
+
 def texts(value: object, most: int) -> dict[str, str]:
     """What a report says as a mapping of words to words, whatever it is, within bounds."""
     if not isinstance(value, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -107,8 +108,11 @@ def test_a_mirror_that_fails_leaves_nothing(ids: Ids, directory: Path, log: int)
     make_tree(ids, place / ".new-crashed/root")
     (place / "current").symlink_to(".new-crashed")
     assert bases.current(spec, directory) is None
-    with pytest.raises(RoomFault, match="mmdebstrap exits with"):
+    with pytest.raises(RoomFault, match="mmdebstrap made no base of stable"):
         make_base(spec, directory, ids, log=log)
+    # The log tells which mirror, and what is wrong with it.
+    said = (directory.parent / "log").read_text()
+    assert re.search("Failed to fetch http://127.0.0.1:1/debian/.*Connection refused", said)
     assert [p.name for p in place.iterdir()] == ["current"]
     assert bases.current(spec, directory) is None
 

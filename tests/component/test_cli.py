@@ -43,6 +43,12 @@ VERBS = [
     ["package", "list"],
     ["package", "create"],
     ["sources"],
+    ["remote"],
+    ["acl"],
+    ["acl", "show"],
+    ["acl", "explain"],
+    ["acl", "compile"],
+    ["acl", "test"],
     ["base"],
     ["base", "refresh"],
 ]
@@ -123,6 +129,10 @@ BROKEN = [
     ["package", "list"],
     ["package", "create", "new"],
     ["sources", "dev"],
+    ["acl", "show"],
+    ["acl", "explain", "dev", "submit", "alice@R"],
+    ["acl", "compile"],
+    ["acl", "test", "nonesuch"],
     ["base", "refresh", "dev"],
 ]
 
@@ -146,7 +156,8 @@ def test_a_broken_configuration_over_every_command(own: Place, words: list[str])
 
 
 def test_every_command_that_has_a_configuration_is_tried_with_a_broken_one() -> None:
-    assert {words[0] for words in BROKEN} == {kind.name for kind in COMMANDS} - {"init", "worker"}
+    without = {"init", "worker", "remote"}
+    assert {words[0] for words in BROKEN} == {kind.name for kind in COMMANDS} - without
 
 
 BAD = [
@@ -215,7 +226,20 @@ def test_pockets(own: Place) -> None:
     shown = own.json("pocket", "show", "staging")
     assert shown["rules"]["acl"]["submit"] == [places.ME]
     assert shown["content"] == []
-    assert "pocket staging: publication 1" in own.cli("pocket", "show", "staging").text
+    text = own.cli("pocket", "show", "staging").text
+    assert "pocket staging: publication 1" in text
+    # In the configuration's words, not in Python's.
+    for line in (
+        "suite: bookworm",
+        "components: main",
+        "allow_backtracking: no",
+        "trust_domain: trusted",
+        "limits: time 1h, processes 5000, file_size 8G, log 1G, result 8G",
+        f"may submit: {places.ME}",
+        "version_suffix: ~{pocket}+{timestamp}.g{shortid}",
+    ):
+        assert f"  {line}\n" in text
+    assert not re.search(r"[\[\]()']|None|True|False", text)
 
 
 def test_a_new_pocket_keeps_the_configurations_comments_and_mode(own: Place) -> None:
@@ -251,6 +275,26 @@ def test_packages(own: Place, tmp_path: Path) -> None:
     done = run(["git", "ls-remote", listed[1]["url"], "refs/heads/main"])
     assert done.text.split()[0] == repo.commit
     assert own.cli("package", "list").text.splitlines()[1].split()[0] == "greet"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+def test_another_account_is_told_whose_site_it_is(own: Place) -> None:
+    own.directory.parent.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        for words in (["package", "create", "greet"], ["daemon"], ["init", str(own.directory)]):
+            code, _, err = call(own, *words)
+            assert code == Exit.DENIED
+            assert f"{own.directory} is root's, and you may not write there" in err
+            assert "hint: run this as root" in err
+        code, _, err = call(own, "base", "refresh", "dev")
+        assert code == Exit.DENIED
+        assert f"you may not write to {own.directory}/queue" in err
+        # The stanza is for everybody: its key is not taken from the key ring.
+        code, out, _ = call(own, "sources", "dev")
+        assert (code, "BEGIN PGP PUBLIC KEY" in out) == (Exit.OK, True)
+    finally:
+        os.seteuid(0)
 
 
 def test_sources(place: Place) -> None:

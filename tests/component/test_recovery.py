@@ -18,7 +18,7 @@ from invirtibuilder import files, hosting, pipeline
 from invirtibuilder.answers import Answers
 from invirtibuilder.apt.publications import Publications
 from invirtibuilder.daemon import Daemon
-from invirtibuilder.engine import SocketEngine
+from invirtibuilder.engine import Attempt, SocketEngine
 from invirtibuilder.errors import Blame, PackageFault
 from invirtibuilder.jobs import Job
 from invirtibuilder.pipeline import advance
@@ -233,6 +233,27 @@ def test_a_frozen_worker_cannot_hold_a_cancelled_job(
         os.close(fd)
     thread.join(10)
     assert not frozen
+    assert job.status.state == State.CANCELLED
+
+
+def test_a_cancel_that_comes_before_the_adoption_stops_the_build(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon was down when it was asked for: the build is over before its job is."""
+    monkeypatch.setattr(orders, "GRACE", 0.5)
+    line.package("hello")
+    line.engine.hang = True
+    job = line.job("staging", "hello")
+    started = dataclasses.replace(line.context, stopping=lambda: bool(line.engine.held))
+    with pytest.raises(Stopping):
+        advance(started, job)
+    attempt = Attempt(job.directory / "attempts/export-1")
+    assert attempt.running
+    job.ask_cancel(ME)
+    line.run(job)
+    assert attempt.lock.read_text() == "cancel\n"
+    for fd in line.engine.held:
+        os.close(fd)
     assert job.status.state == State.CANCELLED
 
 

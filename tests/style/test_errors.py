@@ -16,7 +16,10 @@ from tests.support.repository import modules, tree
 # Codes that more than one module gives, and what they mean there.
 SHARED = {
     "no-pocket": "a pocket that is not configured",
+    "set-aside": "a request that the daemon did not take up, with its reason",
     "no-repository": "no git repository at that path",
+    "no-job": "no job of that name, or none that the asker may see",
+    "not-permitted": "the ACL does not let the principal, at the door or at the daemon",
     "not-over": "a job that still runs cannot be tried again",
     "bad-ref": "git allows no ref of that name",
     "tag-elsewhere": "the version's tag is at another commit, at admission or by publication",

@@ -15,10 +15,10 @@ from tests.support.repository import TOP, module_name, modules, scripts, tree
 ROWS: dict[str, tuple[str, ...]] = {
     "core": ("errors", "model", "states", "run", "files", "tarsafe", "order")
     + ("gitcmd", "gitobjects", "yamlread"),
-    "site": ("config", "spool", "jobs"),
+    "site": ("config", "entries", "spool", "joblog", "jobs"),
     "adapters": ("acl", "gitrepo", "superproject", "debsource", "debchanges", "gbpconf")
-    + ("apt.*", "hooks", "engine"),
-    "line": ("stages.*", "pipeline", "hosting", "answers", "daemon"),
+    + ("apt.*", "hooks", "engine", "remctl"),
+    "line": ("stages.*", "pipeline", "hosting", "acltable", "quotas", "answers", "daemon"),
     "work": ("sandbox.*", "phases.*", "worker"),
     "entry": ("door.*", "cli.*", "__main__"),
     "inside": ("inside.*",),
@@ -45,9 +45,13 @@ FOREIGN = {
     "debian": {"apt.publications", "apt.reprepro", "debsource", "sandbox.sources"},
     "inotify_simple": {"daemon"},
     "seccomp": {"sandbox.kernel", "sandbox.seccomp_filter"},
-    "gssapi": set(),
+    "gssapi": {"remctl"},
 }
 SLOW = {"yaml", "debian", "git", "gssapi", "seccomp", "inotify_simple"}
+
+# What is imported in a statement of its own: git with a clean environment, gssapi by those only
+# who have called `remote`.
+LATE = {"gitobjects": "git", "cli.remote": "invirtibuilder.remctl"}
 
 NAMES = [name for name in modules() if name]
 
@@ -212,6 +216,16 @@ def test_no_import_within_a_function() -> None:
         if isinstance(inner, ast.Import | ast.ImportFrom)
     ]
     assert not found
+
+
+def test_what_is_imported_late() -> None:
+    late = {}
+    for name in NAMES:
+        for node in ast.walk(tree(modules()[name])):
+            if isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+                late[name] = ast.literal_eval(node.args[0])
+            assert not isinstance(node, ast.Name) or node.id != "__import__", name
+    assert late == LATE
 
 
 def test_no_star_and_no_relative_import() -> None:

@@ -8,7 +8,9 @@ import pytest
 
 from tests.support.repository import TOP, checked, scripts, tool
 
-DOCUMENTS = sorted(p for folder in (".", "hooks.d") for p in (TOP / folder).glob("*.rst"))
+DOCUMENTS = sorted(
+    p for folder in (".", "conf/remctl", "hooks.d") for p in (TOP / folder).glob("*.rst")
+)
 
 
 def sources() -> list[Path]:

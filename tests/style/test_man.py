@@ -39,6 +39,9 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
     def walk(words: tuple[str, ...], parser: argparse.ArgumentParser) -> None:
         below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        if below:  # what comes before a verb: `remote HOST submit`
+            shown = [str(a.metavar) for a in parser._actions if not a.option_strings]
+            words += tuple(shown[:-1])
         for action in below:
             for name, inner in action.choices.items():
                 walk((*words, name), inner)
@@ -72,7 +75,9 @@ def test_command(command: str) -> None:
 def test_no_other_command() -> None:
     text = "\n".join(section("COMMANDS"))
     known = commands()
-    shown = re.findall(r"^ {7}([a-z][a-z-]*(?: [a-z]+)?)(?: [A-Z[]|$)", text, re.MULTILINE)
+    shown = re.findall(
+        r"^ {7}([a-z][a-z-]*(?: (?:HOST )?[a-z]+)?)(?: [A-Z[]|$)", text, re.MULTILINE
+    )
     assert set(shown) == set(known)
 
 

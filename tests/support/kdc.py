@@ -141,20 +141,49 @@ def realm() -> Iterator[Realm]:
 
 @contextlib.contextmanager
 def remctld(
-    realm: Realm, conf: Path, log: Path | None = None, env: Mapping[str, str] | None = None
+    realm: Realm,
+    conf: Path,
+    log: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    *,
+    backlog: int | None = None,
 ) -> Iterator[int]:
-    """The real remctld with this configuration file; yields its port. It logs to `log`."""
+    """The real remctld with this configuration file; yields its port. It logs to `log`.
+
+    With a `backlog` it gets its socket as from systemd (sd_listen_fds(3)).
+    """
     _need("remctld", "remctl-server")
-    with tempfile.TemporaryDirectory(prefix="ib-remctld-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ib-remctld-") as folder, socket.socket() as listener:
         log = log or Path(folder, "log")
-        port = free_port()
-        argv = ["remctld", "-m", "-F", "-S", "-b", "127.0.0.1", "-p", str(port)]
-        argv += ["-k", str(realm.keytab), "-f", str(conf), "-P", f"{folder}/pid"]
+        listener.bind(("127.0.0.1", 0))
+        port = int(listener.getsockname()[1])
+        argv = ["remctld", "-m", "-F", "-S", "-k", str(realm.keytab), "-f", str(conf)]
+        argv += ["-P", f"{folder}/pid"]
+        if backlog is None:
+            listener.close()
+            argv += ["-b", "127.0.0.1", "-p", str(port)]
+        else:
+            listener.listen(backlog)
+            line = f'exec env LISTEN_FDS=1 LISTEN_PID=$$ "$@" 3<&{listener.fileno()}'
+            argv = ["bash", "-c", line, "bash", *argv]  # sh takes no descriptor over 9
+        before = log.stat().st_size if log.exists() else 0
+        inherited = [] if backlog is None else [listener.fileno()]
         with (
             log.open("ab") as out,
-            started_group(argv, env={**realm.env, **(env or {})}, stdout=out, stderr=out) as it,
+            started_group(
+                argv,
+                env={**realm.env, **(env or {})},
+                stdout=out,
+                stderr=out,
+                pass_fds=inherited,
+            ) as it,
         ):
             _answers(port, it, log)
+            # A socket that it was given takes connections without it.
+            end = time.monotonic() + PATIENCE
+            while not (said := log.read_bytes()[before:]) and time.monotonic() < end:
+                time.sleep(0.01)
+            assert it.poll() is None, said
             yield port
 
 

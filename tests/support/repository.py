@@ -13,7 +13,7 @@ from invirtibuilder.run import Done, run
 
 TOP = Path(__file__).resolve().parents[2]
 PACKAGE = TOP / "invirtibuilder"
-SCRIPTS = ("conf", "hooks.d")
+SCRIPTS = ("conf", "conf/remctl", "hooks.d")
 """Folders with Python programs that have no suffix."""
 
 

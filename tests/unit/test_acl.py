@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,130 @@ def test_programs_that_fail_grant_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "plain").chmod(0o644)
     assert ask(plain) == (False, 1)
     assert ask(AclEntry(command=tmp_path / "no")) == (False, 1)
+
+
+def test_a_file_may_be_one_that_remctl_reads(tmp_path: Path) -> None:
+    entry = file(tmp_path / "f", b"princ:alice@EXAMPLE.ORG\nprinc:odd:name@R\n")
+    assert [ask(entry, who=w)[0] for w in (ALICE, "odd:name@R", f"princ:{ALICE}")] == [
+        *(True, True, False)
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("deny:eve@R", "include other", "include\tother", "file:/etc/acl", "regex:.", "pcre:.*"),
+        *(
+            "ANYUSER",
+            "anyuser:auth",
+            "localgroup:staff",
+            "princ:",
+            "alice\0@R",
+            "a\x1bb",
+            "x" * 257,
+        ),
+    ],
+)
+def test_what_is_no_principal_spoils_its_source(tmp_path: Path, line: str) -> None:
+    """A rule that is not understood may have been a denial."""
+    for entry in (
+        file(tmp_path / "f", f"{ALICE}\n{line}\n".encode()),
+        program(tmp_path / "p", f"echo {ALICE}; printf '%b\\n' '{line}'".replace("\0", "\\0000")),
+    ):
+        assert ask(entry) == (False, 1), line
+        assert ask(entry, who=line) == (False, 1)
+        assert "line 2" in acl.ask(entry, pocket="p", action="read").troubles[0].message
+
+
+@pytest.mark.parametrize("who", ["WELLKNOWN/ANONYMOUS@WELLKNOWN:ANONYMOUS", "WELLKNOWN/ANONYMOUS"])
+def test_anonymous_is_nobody_even_when_named(tmp_path: Path, who: str) -> None:
+    for entry in (
+        AclEntry(principal=who, where="c.yaml:7"),
+        file(tmp_path / "f", f"{ALICE}\n{who}\n".encode()),
+        program(tmp_path / "p", f"echo {ALICE}; echo {who}"),
+    ):
+        assert acl.allowed(who, [entry], pocket="p", action="read")[0] is False
+        answer = acl.ask(entry, pocket="p", action="read")
+        assert [t.code for t in answer.troubles] == ["acl-anonymous"]
+        assert set(answer.names) <= {ALICE}
+        assert not answer.failed
+    # Somebody who only looks like it.
+    other = "WELLKNOWN/ANONYMOUSE@R"
+    assert acl.allowed(other, [AclEntry(principal=other)], pocket="p", action="read")[0]
+
+
+def test_realms_and_instances_count() -> None:
+    named = ["alice@A.ORG", "bob/admin@A.ORG", "carol@B.ORG"]
+    entries = [AclEntry(principal=name) for name in named]
+    asked = [*named, "alice@B.ORG", "bob@A.ORG", "bob/root@A.ORG", "carol@A.ORG", "carol"]
+    assert [who for who in asked if acl.allowed(who, entries, pocket="p", action="read")[0]] == (
+        named
+    )
+
+
+def test_an_explanation_names_every_place(tmp_path: Path) -> None:
+    listed = AclEntry(principal=ALICE, where="c.yaml:12")
+    lines = file(tmp_path / "f", b"# staff\nbob@R\n" + ALICE.encode())
+    said = program(tmp_path / "p", f"echo bob@R; echo; echo {ALICE}")
+    broken = program(tmp_path / "broken", "echo no server >&2; exit 3")
+    entries = [listed, lines, said, broken]
+    found = acl.explain(ALICE, entries, pocket="dev", action="cancel")
+    asked = f"`{tmp_path}/p dev cancel`"
+    assert found.allowed
+    assert found.by == ("c.yaml:12", f"{tmp_path}/f:3", f"{asked}:3")
+    assert found.looked == (
+        *("c.yaml:12", f"{tmp_path}/f", asked, f"`{tmp_path}/broken dev cancel`"),
+    )
+    assert len(found.troubles) == 1
+    assert "exit code 3" in found.troubles[0].message
+    assert "no server" in found.troubles[0].message
+    other = acl.explain("carol@R", entries, pocket="dev", action="cancel")
+    assert (other.allowed, other.by, other.looked) == (False, (), found.looked)
+
+
+@pytest.mark.parametrize("who", ["", "a\nb", "\0", "x" * 300, "WELLKNOWN/ANONYMOUS@R"])
+def test_who_can_never_be_allowed_is_told_why(who: str) -> None:
+    found = acl.explain(who, [AclEntry(principal=ALICE)], pocket="p", action="read")
+    assert not found.allowed
+    assert found.troubles[0].code in ("bad-principal", "acl-anonymous")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "exec yes alice@EXAMPLE.ORG",
+        "exec yes alice@EXAMPLE.ORG >&2",
+        "trap '' XFSZ; yes | head -c 10000000; exit 0",
+        "head -c 10000000 /dev/zero | tr '\\0' '\\n'",
+        "head -c 1000000 /dev/urandom",
+    ],
+)
+def test_programs_that_print_too_much(tmp_path: Path, script: str) -> None:
+    began = time.monotonic()
+    assert ask(program(tmp_path / "p", f"echo {ALICE}\n{script}")) == (False, 1)
+    assert time.monotonic() - began < 5
+
+
+def test_a_program_may_print_as_much_as_a_file_may_hold(tmp_path: Path) -> None:
+    fits = (acl.MAX_BYTES - len(ALICE) - 1) // 2
+    entry = program(tmp_path / "p", f"echo {ALICE}; yes '#' | head -n {fits}")
+    assert ask(entry) == (True, 0)
+    entry = program(tmp_path / "q", f"echo {ALICE}; yes '#' | head -n {fits + 1}")
+    assert ask(entry) == (False, 1)
+
+
+def test_what_a_program_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:
+    began = time.monotonic()
+    assert ask(program(tmp_path / "p", f"echo {ALICE}; setsid sleep 6 &")) == (True, 0)
+    assert time.monotonic() - began < 5
+
+
+def test_a_program_that_does_not_want_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acl, "TIMEOUT", 0.3)
+    monkeypatch.setattr("invirtibuilder.run.GRACE", 0.2)
+    began = time.monotonic()
+    entry = program(tmp_path / "p", f"trap '' TERM; echo {ALICE}; while :; do sleep 0.1; done")
+    assert ask(entry) == (False, 1)
+    assert time.monotonic() - began < 5

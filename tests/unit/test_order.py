@@ -40,13 +40,14 @@ ORDER = Order(
     content={"dsc": "a.dsc", "components": ["x"]},
 )
 FILES = {"a_1.0_all.deb": b"deb" * 300, "a_1.0_amd64.buildinfo": b"info"}
+REASONS = [{"code": "c", "message": "m\nn", "hint": "h"}]
 MANIFEST = Manifest(
     kind="build",
     attempt=ORDER.attempt,
     ok=True,
     environment={"base": "0" * 64},
     report={"debs": {"a_1.0_all.deb": {"Package": "a"}}},
-    reasons=(Reason(code="c", message="m\nn", hint="h"),),
+    reasons=tuple(Reason(**reason) for reason in REASONS),
     seconds=1.5,
 )
 
@@ -131,7 +132,8 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def value(**changes: Any) -> bytes:
     files = [asdict(_file(n, c)) for n, c in FILES.items()]
-    return json.dumps({"v": 1, **asdict(MANIFEST), "files": files, **changes}).encode()
+    value = {"v": 1, **asdict(MANIFEST), "reasons": REASONS, "files": files, **changes}
+    return json.dumps(value).encode()
 
 
 def _file(name: str, content: bytes) -> File:

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from invirtibuilder.entries import new_id
 from invirtibuilder.errors import Malformed, Unavailable
-from invirtibuilder.spool import MAX_BYTES, Request, Spool, local_principal, new_id, parse
+from invirtibuilder.spool import MAX_BYTES, Request, Spool, local_principal, parse
 
 ME = local_principal(os.geteuid())
 NONE: frozenset[int] = frozenset()
@@ -68,6 +69,7 @@ def test_an_existing_entry_is_never_replaced(spool: Spool) -> None:
     other = parse({**first.as_json(), "args": ["prod", "greet", "main"]})
     with pytest.raises(Unavailable):
         spool.put(other)
+    assert not any((spool.directory / "tmp").iterdir())
     (entry,) = spool.entries(NONE)
     assert entry.request == first
 

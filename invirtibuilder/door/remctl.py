@@ -1,0 +1,364 @@
+"""What remctld and remctl-shell start: all verbs of `build`, for the principal in REMOTE_USER.
+
+The caller is whoever started this program says, so it must be neither setuid nor reachable in
+another way. It starts at every call: nothing heavy is imported here, dataclasses included.
+Exit codes are those of `errors.Exit`, never 1 or 255, which are remctl's own.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from invirtibuilder import entries, model
+from invirtibuilder.door import submit as daemon
+from invirtibuilder.door import table, view
+from invirtibuilder.errors import (
+    Denied,
+    Exit,
+    Fault,
+    Malformed,
+    NotFound,
+    Reason,
+    Refused,
+    UsageFault,
+)
+from invirtibuilder.joblog import Tail, harmless
+
+ANONYMOUS = "WELLKNOWN/"
+"""RFC 8062 and 6111: names that are nobody's, such as WELLKNOWN/ANONYMOUS."""
+POLL = 0.2
+HEARTBEAT = 10.0
+"""Seconds of silence after which `follow` says so: remctld sees that a caller has gone only when
+something is to be sent."""
+PATIENCE = 5.0
+MAX_ADDRESS = 100
+
+
+class Call:
+    """One call: who asks, and what the site lets the doors know."""
+
+    def __init__(self, file: str, environment: Mapping[str, str]) -> None:
+        self.principal = _principal(environment)
+        self.via = "ssh" if "SSH_ORIGINAL_COMMAND" in environment else "remctl"
+        self.addr = model.printable(environment.get("REMOTE_ADDR", ""))[:MAX_ADDRESS]
+        self.table = table.load(file, model.utcnow())
+        self.views = view.Views(self.table.jobs, self.sees)
+        self.untaken = view.Untaken(self.table.queue, self.principal)
+
+    def sees(self, job: view.View) -> bool:
+        """Own jobs, and those of pockets in which the caller may do anything."""
+        return job.principal == self.principal or self.table.readable(self.principal, job.pocket)
+
+    def put(self, action: str, job: str) -> str:
+        """Queue an act on a job, wait a little for the daemon's word, and return its id."""
+        entry = entries.new(action, [job], principal=self.principal, via=self.via, addr=self.addr)
+        name = str(entry["id"])
+        entries.put(self.table.queue, entry)
+        until = time.monotonic() + PATIENCE
+        while self.untaken.is_waiting(name):
+            if time.monotonic() > until:
+                say("queued: the daemon has not taken it up yet")
+                return name
+            time.sleep(0.02)
+        if why := self.untaken.why_set_aside(name):
+            raise Denied(why, code="set-aside")
+        return name
+
+
+def say(text: str) -> None:
+    """To the caller's standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _principal(environment: Mapping[str, str]) -> str:
+    who = environment.get("REMOTE_USER", "")
+    try:
+        model.principal(who)
+    except Malformed as fault:
+        raise Denied(f"nobody is asking: {fault}", code="no-principal") from fault
+    if who.startswith(ANONYMOUS):
+        raise Denied(f"{who} is nobody", code="anonymous")
+    return who
+
+
+def _submission(call: Call, args: Sequence[str]) -> Sequence[str]:
+    """POCKET PACKAGE COMMIT, well-formed and allowed. Raises Refused with all that is wrong."""
+    reasons: list[Reason] = []
+    checks = (model.pocket_name, model.package_name, model.committish)
+    for check, word in zip(checks, args, strict=True):
+        try:
+            check(word)
+        except Malformed as fault:
+            reasons += fault.reasons
+    if reasons:
+        raise Refused(reasons)
+    call.table.require(call.principal, args[0], "submit")
+    return args
+
+
+def _submit(call: Call, args: Sequence[str]) -> int:
+    words = _submission(call, args)
+    entry = entries.new("submit", words, principal=call.principal, via=call.via, addr=call.addr)
+    answer = daemon.submit(call.table.queue, call.table.socket, entry)
+    print(entry["id"], flush=True)
+    if answer is None:
+        say("accepted, but not checked yet: the daemon does not answer")
+    else:
+        say(f"accepted: {words[1]} {answer['version']} from {answer['commit']}")
+    return Exit.OK
+
+
+def _check(call: Call, args: Sequence[str]) -> int:
+    words = _submission(call, args)
+    answer = daemon.check(call.table.socket, words, call.principal)
+    print(f"{words[1]} {answer['version']} ({answer['commit']}) may go to {words[0]}")
+    return Exit.OK
+
+
+def _status(call: Call, args: Sequence[str]) -> int:
+    if args:
+        if call.untaken.is_waiting(args[0]):
+            print(f"job        {args[0]}\nstate      not taken up yet")
+        elif why := call.untaken.why_set_aside(args[0]):
+            raise Denied(why, code="set-aside")
+        else:
+            print(call.views.get(args[0]).text())
+        return Exit.OK
+    newest = []
+    for job in call.views.newest():
+        newest.append(job)
+        if len(newest) == view.RECENT:
+            break
+    _list(newest[::-1], "no jobs")
+    return Exit.OK
+
+
+def _list(jobs: Sequence[view.View], none: str) -> None:
+    print(view.table([view.HEADER, *(job.row for job in jobs)]) if jobs else none)
+
+
+def _log(call: Call, args: Sequence[str]) -> int:
+    if len(args) == 2 and args[1] != "follow":
+        raise UsageFault("usage: log JOB [follow]")
+    job = call.views.get(args[0])
+    tail = Tail(job.directory)
+    follow = len(args) == 2
+    spoken = time.monotonic()
+    gone = select.poll()
+    gone.register(sys.stdout.fileno(), 0)
+    while True:
+        # Read before the log: what comes after the end of the job is not missed.
+        job = view.View(job.directory)
+        for text in tail.more():
+            sys.stdout.write(harmless(text))
+            spoken = time.monotonic()
+        if not follow or job.final:
+            return Exit.OK
+        if time.monotonic() - spoken > HEARTBEAT:
+            moment, stage = model.iso(model.utcnow()), job.state["stage"]
+            print(f"{moment} still {job.state['state']} {stage}".rstrip(), end="", flush=True)
+            # In two parts: only the second one makes a connection that is gone fail.
+            time.sleep(POLL)
+            sys.stdout.write("\n")
+            spoken = time.monotonic()
+        sys.stdout.flush()
+        if gone.poll(POLL * 1000):
+            raise BrokenPipeError("the caller has gone")
+
+
+def _queue(call: Call, args: Sequence[str]) -> int:
+    jobs = call.views.unfinished()
+    _list(jobs, "no job is queued or running")
+    for job in jobs:
+        for reason in job.state["reasons"]:
+            print(f"{job.id}: {reason['message']}")
+    if waiting := call.untaken.waiting():
+        print(f"yours, not taken up yet: {', '.join(waiting)}")
+    return Exit.OK
+
+
+def _of_job(call: Call, name: str) -> view.View:
+    """A job that the caller may cancel or retry."""
+    job = call.views.get(name)
+    if job.principal != call.principal:
+        call.table.require(call.principal, job.pocket, "cancel")
+    return job
+
+
+def _cancel(call: Call, args: Sequence[str]) -> int:
+    job = _of_job(call, args[0])
+    if job.final:
+        say(f"job {job.id} is {job.state['state']} already")
+    else:
+        call.put("cancel", job.id)
+        print(f"asked to cancel job {job.id}")
+    return Exit.OK
+
+
+def _retry(call: Call, args: Sequence[str]) -> int:
+    job = _of_job(call, args[0])
+    if not job.final:
+        raise Malformed(f"job {job.id} is not over: nothing to retry", code="not-over")
+    print(call.put("retry", job.id))
+    return Exit.OK
+
+
+def _pockets(call: Call, args: Sequence[str]) -> int:
+    rows = [("POCKET", "SUITE", "BACKTRACKING", "YOU MAY", "DESCRIPTION")]
+    for name in call.table.own(call.principal):
+        pocket = call.table.pockets[name]
+        may = "stale" if call.table.stale(name) else _may(call, name)
+        back = "yes" if pocket["allow_backtracking"] else "no"
+        rows.append((name, pocket["suite"], back, may, model.printable(pocket["description"])))
+    print(view.table(rows) if len(rows) > 1 else "no pockets")
+    return Exit.OK
+
+
+def _may(call: Call, pocket: str) -> str:
+    return ",".join(call.table.rights(call.principal, pocket))
+
+
+def _packages(call: Call, args: Sequence[str]) -> int:
+    if not call.table.own(call.principal):
+        raise Denied(f"{model.printable(call.principal)} has no pocket here", code="no-rights")
+    print("\n".join(call.table.packages) or "no packages")
+    return Exit.OK
+
+
+def _acl(call: Call, args: Sequence[str]) -> int:
+    if not args:
+        for name in call.table.own(call.principal):
+            print(f"{name}: {_may(call, name)}")
+        return Exit.OK
+    call.table.require(call.principal, args[0])
+    for action, who in sorted(call.table.pockets[args[0]]["actions"].items()):
+        print(f"{action}: {', '.join(map(model.printable, who)) or 'nobody'}")
+    return Exit.OK
+
+
+def _sources(call: Call, args: Sequence[str]) -> int:
+    call.table.require(call.principal, args[0])
+    text = call.table.pockets[args[0]].get("sources")
+    if not text:
+        raise NotFound(
+            f"pocket {args[0]} has no sources stanza yet",
+            hint="the daemon writes it with the pocket's first publication",
+            code="no-sources",
+        )
+    print(str(text).rstrip("\n"))
+    return Exit.OK
+
+
+class Verb:
+    """A row of the table of verbs."""
+
+    def __init__(
+        self,
+        run: Callable[[Call, Sequence[str]], int],
+        arguments: str,
+        about: str,
+        more: str = "",
+    ) -> None:
+        self.run = run
+        self.arguments = arguments
+        self.about = about
+        self.more = more
+        words = arguments.split()
+        self.least = sum(not word.startswith("[") for word in words)
+        self.most = len(words)
+
+
+def _help(call: Call, args: Sequence[str]) -> int:
+    if args:
+        verb = VERBS.get(args[0])
+        if verb is None:
+            raise UsageFault(f"no verb {model.printable(args[0])[:80]!r}; {KNOWN}")
+        print(f"build {args[0]} {verb.arguments}".rstrip())
+        print(f"    {verb.about}")
+        print("".join(f"    {line}\n" for line in verb.more.splitlines()), end="")
+        print(CODES)
+        return Exit.OK
+    own = ", ".join(call.table.own(call.principal)) or "none"
+    for name, verb in VERBS.items():
+        print(f"build {f'{name} {verb.arguments}'.rstrip():<29} {verb.about}")
+    print(f"You are {model.printable(call.principal)}. Your pockets: {own}")
+    return Exit.OK
+
+
+CODES = """\
+Exit codes: 0 done, 3 refused, 64 usage, 65 malformed, 66 no such thing, 69 the daemon or an
+answer is missing, 70 a defect, 71 the machine, 77 not permitted; 1 and 255 are remctl's own."""
+KEEP = "A connection that is lost may have queued it all the same: look with `build status`."
+VERBS = {
+    "submit": Verb(
+        _submit,
+        "POCKET PACKAGE COMMIT",
+        "queue a commit for a pocket; prints the job's id",
+        f"COMMIT is an id, a tag or a branch that has been pushed. Keep the id.\n{KEEP}",
+    ),
+    "check": Verb(_check, "POCKET PACKAGE COMMIT", "say whether a submission would be admitted"),
+    "status": Verb(_status, "[JOB]", "show a job, or the latest ones"),
+    "log": Verb(
+        _log,
+        "JOB [follow]",
+        "print a job's log; with `follow` until it ends",
+        "JOB is an id or a part of one.",
+    ),
+    "queue": Verb(_queue, "", "show what is queued and running"),
+    "cancel": Verb(_cancel, "JOB", "stop a job: an own one, or with the right to cancel"),
+    "retry": Verb(_retry, "JOB", "submit again what a finished job was asked for", KEEP),
+    "pockets": Verb(_pockets, "", "list your pockets"),
+    "packages": Verb(_packages, "", "list the packages"),
+    "acl": Verb(_acl, "[POCKET]", "say what you may do, or who may do what in a pocket"),
+    "sources": Verb(_sources, "POCKET", "print a pocket's stanza for /etc/apt/sources.list.d"),
+    "help": Verb(_help, "[VERB]", "this list, or more about a verb"),
+}
+KNOWN = f"one of {', '.join(VERBS)}"
+
+
+def run(file: str, argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """One call with the words after the command. Raises Fault."""
+    call = Call(file, environment)
+    words = list(argv)
+    # `remctl HOST help` asks with help=help or summary=summary, whatever a verb is called.
+    if environment.get("REMCTL_COMMAND") == "summary":
+        return _help(call, [])
+    if environment.get("REMCTL_COMMAND") == "help":
+        return _help(call, words[1:2])
+    verb = VERBS.get(words[0]) if words else None
+    if verb is None:
+        what = f"no verb {model.printable(words[0])[:80]!r}" if words else "no verb"
+        raise UsageFault(f"{what}; {KNOWN}")
+    if not verb.least <= len(words) - 1 <= verb.most:
+        raise UsageFault(f"usage: build {words[0]} {verb.arguments}".rstrip())
+    return verb.run(call, words[1:])
+
+
+def main(file: str) -> int:
+    """The program; `file` is SITE/run/door.json."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        code = run(file, sys.argv[1:], os.environ)
+        sys.stdout.flush()
+        return code
+    except Fault as fault:
+        what = "refused" if isinstance(fault, Refused) else "error"
+        for reason in fault.reasons:
+            say(f"{what}: {harmless(str(reason))}")
+        return fault.exit
+    except BrokenPipeError:
+        # Nobody is there to be told; nor may Python try to flush at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+    except OSError as error:
+        say(f"error: {model.printable(str(error))}")
+        return Exit.MACHINE
+    except Exception:
+        # A defect of ours; Python's own exit code for it would be remctl's.
+        sys.excepthook(*sys.exc_info())
+        return Exit.SOFTWARE

@@ -1,0 +1,509 @@
+"""The doors: the real remctl, remctld, KDC and sshd, in front of a daemon with a canned worker."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import re
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from invirtibuilder.jobs import Jobs
+from invirtibuilder.model import JOB
+from invirtibuilder.run import Done, run, started_group
+from invirtibuilder.spool import Spool
+from tests.support import packages, sshd
+from tests.support import place as places
+from tests.support.cannedworker import PATIENCE, CannedWorker
+from tests.support.kdc import Realm, remctl, remctld
+from tests.support.packages import Repo
+from tests.support.place import ROOT, Place, until
+
+CONF = ROOT / "conf/remctl"
+ALICE, BOB, CAROL = (f"{name}@BUILD.TEST" for name in ("alice", "bob", "carol"))
+USER = pwd.getpwuid(os.geteuid()).pw_name
+LONG = "x" * (64 << 10)
+CLIENTS, CALLS = 32, 6
+VERBS = ["submit", "check", "status", "log", "queue", "cancel", "retry"]
+VERBS += ["pockets", "packages", "acl", "sources", "help"]
+
+
+def installed(place: Place, shell: bool = False) -> Path:
+    """The shipped command file and program, with this site's paths."""
+    folder = place.directory.parent / ("ssh" if shell else "remctl")
+    folder.mkdir(exist_ok=True)
+    program = (CONF / "build").read_text()
+    for name, value in (("CODE", ROOT), ("TABLE", place.directory / "run/door.json")):
+        program, count = re.subn(f"(?m)^{name} = .*", f"{name} = {str(value)!r}", program)
+        assert count == 1
+    (folder / "build").write_text(program)
+    (folder / "build").chmod(0o755)
+    rules = (CONF / ("invirtibuilder-shell" if shell else "invirtibuilder")).read_text()
+    assert ("user=ib-submit" in rules.splitlines()[-1]) is not shell
+    user = f"user={USER}" if os.geteuid() == 0 else ""  # only root may change to another
+    rules = rules.replace("user=ib-submit", user)
+    rules = rules.replace("/etc/invirtibuilder/build", str(folder / "build"))
+    rules = rules.replace("/etc/invirtibuilder/submitters", f"{place.directory}/run/submitters")
+    (folder / "conf").write_text(rules)
+    return folder
+
+
+def prepare(place: Place) -> None:
+    """Alice works in dev and staging, bob may do all in dev, carol nothing anywhere."""
+    place.edit("  name: test\n", f"  name: test\n  doors: [{USER}]\n")
+    text = place.config.read_text()
+    mine = f"submit: [{places.ME}]\n      cancel: [{places.ME}]"
+    dev = f"submit: [{ALICE}, {BOB}, {places.ME}]\n      cancel: [{BOB}]"
+    text = text.replace(mine, dev, 1).replace(mine, f"submit: [{ALICE}]", 1)
+    place.config.write_text(text)
+
+
+def direct(place: Place, who: str, *args: str, folder: Path | None = None, **env: str) -> Done:
+    """The program as remctld starts it, without remctld."""
+    program = (folder or installed(place)) / "build"
+    environment = {"REMOTE_USER": who, "REMCTL_COMMAND": "build", **env}
+    return run([program, *args], env=environment, check=False, timeout=60)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """A site whose door is open."""
+
+    place: Place
+    worker: CannedWorker
+    realm: Realm
+    port: int
+    log: Path
+    repo: Repo
+
+    def call(self, who: str, *command: str | bytes) -> Done:
+        """`remctl localhost build …`."""
+        return remctl(self.realm, who, self.port, "build", *command)
+
+    def submit(self, who: str = "alice", pocket: str = "dev") -> str:
+        """A submission that is accepted; its job."""
+        done = self.call(who, "submit", pocket, self.repo.name, "main")
+        assert done.code == 0, done.err
+        assert JOB.fullmatch(done.text)
+        return done.text
+
+    @property
+    def known(self) -> list[str]:
+        """Everything that was ever accepted."""
+        return [*Jobs(self.place.site.jobs).names(), *os.listdir(self.place.site.queue / "new")]
+
+
+@pytest.fixture(scope="module")
+def door(realm: Realm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    """A site with a package, a daemon and the real remctld."""
+    folder = tmp_path_factory.mktemp("door")
+    repo = packages.native(folder / "greet")
+    log = folder / "remctld.log"
+    with places.canned() as (place, worker):
+        prepare(place)
+        place.package(repo)
+        conf = installed(place) / "conf"
+        with place.daemon(), remctld(realm, conf, log) as port:
+            until((place.directory / "run/door.json").exists)
+            yield Door(place=place, worker=worker, realm=realm, port=port, log=log, repo=repo)
+
+
+def test_help_shows_own_pockets(door: Door) -> None:
+    summary = remctl(door.realm, "alice", door.port, "help", check=True).text
+    assert re.findall(r"^build ([a-z]+)", summary, re.M) == VERBS
+    assert summary.endswith(f"You are {ALICE}. Your pockets: dev, staging")
+    assert door.call("bob", "help").text.endswith(f"You are {BOB}. Your pockets: dev")
+    one = remctl(door.realm, "alice", door.port, "help", "build", "submit", check=True).text
+    assert one.startswith("build submit POCKET PACKAGE COMMIT\n")
+    assert "Exit codes: 0 done" in one
+    assert door.call("alice", "help", "submit").text == one
+    assert door.call("alice", "help", "nonsense").code == 64
+
+
+def test_who_may_do_nothing_stays_outside(door: Door) -> None:
+    before = door.known
+    for command in (["submit", "dev", "greet", "main"], ["queue"], ["help"]):
+        done = door.call("carol", *command)
+        assert (done.code, done.err) == (255, b"Access denied\n")
+    # One who got past remctld's list all the same, without a pocket.
+    assert direct(door.place, CAROL, "submit", "dev", "greet", "main").code == 77
+    assert direct(door.place, CAROL, "packages").code == 77
+    for verb in ("status", "queue", "pockets", "acl"):
+        assert "greet" not in direct(door.place, CAROL, verb).text
+    assert door.known == before
+
+
+def test_from_submission_to_sources(door: Door) -> None:
+    done = door.call("alice", "check", "dev", "greet", "main")
+    assert done.code == 0
+    assert re.fullmatch(r"greet \S+ \([0-9a-f]{40}\) may go to dev", done.text)
+    done = door.call("alice", "submit", "dev", "greet", "main")
+    assert done.code == 0
+    assert re.fullmatch(rb"accepted: greet \S+ from [0-9a-f]{40}\n", done.err)
+    job = done.text
+    request = door.place.ended(job).request
+    assert (request.principal, request.via, request.addr) == (ALICE, "remctl", "127.0.0.1")
+    status = door.call("bob", "status", job[-9:])
+    assert status.code == 0
+    assert "\nstate      published since " in status.text
+    assert f"by         {ALICE} via remctl" in status.text
+    assert f"{job}  published" in door.call("alice", "status").text
+    log = door.call("alice", "log", job)
+    assert log.code == 0
+    assert log.text.endswith(f"---- build-1 ----\norder build {job}.build-1")
+    assert door.call("alice", "queue").text == "no job is queued or running"
+    assert door.call("alice", "packages").text == "greet"
+    own = door.call("bob", "pockets").text.splitlines()
+    assert len(own) == 2
+    assert re.match(r"dev +bookworm +yes +cancel,submit +any commit", own[1])
+    assert door.call("bob", "acl").text == "dev: cancel,submit"
+    who = door.call("bob", "acl", "dev").text.splitlines()
+    assert f"submit: {ALICE}, {BOB}, {places.ME}" in who
+    assert "promote: nobody" in who
+    assert door.call("bob", "acl", "staging").code == 77
+    sources = door.call("bob", "sources", "dev")
+    assert "\nSuites: dev\n" in sources.text
+    assert "BEGIN PGP PUBLIC KEY BLOCK" in sources.text
+    assert door.call("bob", "sources", "staging").code == 77
+
+
+def test_refusals(door: Door) -> None:
+    before = door.known
+    refused = door.call("bob", "submit", "staging", "greet", "main")
+    unknown = door.call("bob", "submit", "nowhere", "greet", "main")
+    assert refused.code == unknown.code == 77
+    assert b"may not submit in staging [not-permitted]\n  hint: your pockets: dev" in refused.err
+    assert refused.err.replace(b"staging", b"nowhere") == unknown.err
+    # All reasons of the daemon, before anything is queued.
+    none = door.call("alice", "submit", "dev", "none", "main")
+    assert none.code == 3
+    assert b"[no-package]" in none.err
+    none = door.call("alice", "check", "staging", "greet", "no-such-branch")
+    assert none.code == 3
+    assert b"no-such-branch" in none.err
+    assert door.known == before
+
+
+BAD: list[tuple[int, list[str | bytes]]] = [
+    (64, []),
+    (64, [""]),
+    (64, ["nonsense"]),
+    (64, ["--help"]),
+    (64, ["submit"]),
+    (64, ["submit", "dev", "greet"]),
+    (64, ["submit", "dev", "greet", "main", "more"]),
+    (64, ["queue", "all"]),
+    (64, ["log", "20260102T030405.678901-abcd", "--follow"]),
+    (3, ["submit", "dev", "greet", "ma in"]),
+    (3, ["submit", "dev", "greet", ""]),
+    (3, ["submit", "dev", "greet", "main\nremctld: COMMAND from root@BUILD.TEST: forged"]),
+    (3, ["submit", "dev", "greet", "$(id)"]),
+    (3, ["submit", "dev", "greet", "--upload-pack=touch"]),
+    (3, ["submit", "-x", "--", "--help"]),
+    (3, ["submit", "dev", "../greet", "main..other"]),
+    (3, ["submit", "dev", "greet", LONG]),
+    (3, ["submit", "dev", "greet", b"\xff\xfe\x1b[2J\x07"]),
+    (3, ["check", "d\u00e9v", "greet", "main"]),
+    (65, ["status", "../../etc/passwd"]),
+    (65, ["status", "-1 "]),
+    (65, ["log", ""]),
+    (65, ["log", b"\x1b[2J"]),
+    (65, ["cancel", LONG]),
+    (66, ["status", "20260102T030405.678901-abcd"]),
+    (66, ["retry", "20260102T030405.678901-abcd"]),
+    (77, ["acl", "$(id)"]),
+    (77, ["sources", "dev\n"]),
+]
+
+
+def test_bad_input(door: Door) -> None:
+    before = door.known
+    ticket = door.realm.of("alice")
+    for code, words in BAD:
+        done = remctl(door.realm, ticket, door.port, "build", *words)
+        assert done.code == code, (words, done)
+        assert re.match(rb"(error|refused): ", done.err), words
+        assert done.err.decode().replace("\n", "").isprintable(), words
+        assert not done.out
+        assert len(done.err) < 2000, words
+    assert door.known == before
+    # Each line of remctld's log and of the daemon's begins as theirs do.
+    lines = door.log.read_text(errors="replace").splitlines()
+    assert all(line.startswith("remctld: ") for line in lines)
+    assert not any(line.startswith("remctld: COMMAND from root@") for line in lines)
+    assert "forged" not in door.place.log.read_text()
+
+
+def test_without_a_good_ticket(door: Door) -> None:
+    """remctl's own failures: 1, and nothing is queued."""
+    before = door.known
+    short = door.realm.ticket("alice", "-l", "1s")
+    good = door.realm.of("alice")
+    time.sleep(1.5)
+    words = ("build", "submit", "dev", "greet", "main")
+    for env in (door.realm.env, {**good, "KRB5CCNAME": f"FILE:{short}"}):
+        done = remctl(door.realm, env, door.port, *words)
+        assert done.code == 1, done
+        assert done.err.startswith(b"remctl: ")
+    argv = ["remctl", "-p", str(door.port), "-s", "host/elsewhere", "localhost", *words]
+    assert run(argv, env=good, check=False).code == 1
+    assert door.known == before
+
+
+def test_cancel_and_retry(door: Door) -> None:
+    """Own jobs always, others' with the right to; a pocket that one may not see hides its jobs."""
+    with door.worker.held("build") as held:
+        first = door.submit("alice", "dev")
+        held.wait()
+        queue = door.call("bob", "queue").text
+        assert re.search(rf"{first}  running +build", queue)
+        assert door.call("bob", "retry", first).code == 65
+        assert door.call("bob", "cancel", first).text == f"asked to cancel job {first}"
+        assert door.place.ended(first).status.cancel_by == BOB
+    assert door.call("alice", "cancel", first).code == 0
+    again = door.call("alice", "retry", first)
+    assert again.code == 0, again.err
+    assert door.place.ended(again.text).request.principal == ALICE
+    # Neither bob's nor in a pocket of his.
+    with door.worker.held("build") as held:
+        hidden = door.submit("alice", "staging")
+        held.wait()
+        assert door.call("bob", "cancel", hidden).code == 66
+        assert door.call("bob", "log", hidden).code == 66
+        assert hidden not in door.call("bob", "queue").text
+        # His own, but not hers: she has no `cancel` in dev.
+        theirs = door.submit("bob", "dev")
+        assert door.call("alice", "cancel", theirs).code == 77
+        assert door.call("bob", "cancel", theirs).code == 0
+        assert door.call("alice", "cancel", hidden).code == 0
+        door.place.ended(hidden)
+        door.place.ended(theirs)
+
+
+def followers(job: str) -> list[int]:
+    """Programs that follow this job now."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if job.encode() in words and b"follow" in words and b"-IS" in words:
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_follow_ends_with_the_job_or_the_caller(door: Door) -> None:
+    env = door.realm.of("alice")
+    # Into a file, remctl itself would keep everything until its end.
+    argv = ["stdbuf", "-oL", "remctl", "-p", str(door.port), "-s", "host/localhost"]
+    argv += ["localhost", "build", "log"]
+    with door.worker.held("build") as held:
+        job = door.submit()
+        held.wait()
+        with started_group([*argv, job, "follow"], env=env) as client:
+            until(lambda: followers(job), "nobody follows")
+            client.kill()
+            client.wait()
+            killed = time.monotonic()
+            # Nothing is logged: only the sign of life finds out.
+            until(lambda: not followers(job), "it follows for ever")
+            assert time.monotonic() - killed < 15
+        out = door.log.with_name("followed")
+        with (
+            out.open("wb") as file,
+            started_group([*argv, job, "follow"], env=env, stdout=file) as it,
+        ):
+            until(lambda: b"---- build-1 ----" in out.read_bytes())
+            assert it.poll() is None
+            held.released.set()
+            assert it.wait(30) == 0
+    assert "running -> published" in out.read_text().splitlines()[-1]
+
+
+def test_the_log_is_harmless(door: Door) -> None:
+    job = door.place.ended(door.submit())
+    log = next(job.directory.glob("attempts/build-1/log"))
+    log.write_bytes(log.read_bytes() + b"\x1b]0;owned\x07\x1b[2J \xff \xe2\x80\xae\r\n")
+    out = door.call("alice", "log", job.id).out
+    assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]", out)
+    assert rb"\x1b]0;owned\x07\x1b[2J" in out
+    assert rb"\u202e" in out
+
+
+@pytest.mark.parametrize(
+    "who",
+    ["", "WELLKNOWN/ANONYMOUS@WELLKNOWN:ANONYMOUS", "WELLKNOWN/ANONYMOUS@BUILD.TEST"]
+    + [
+        "alice@OTHER.TEST",
+        "Alice@BUILD.TEST",
+        "alice/admin@BUILD.TEST",
+        "alice",
+        "a\nb",
+        "x" * 300,
+    ],
+)
+def test_nobody_else_is_alice(door: Door, who: str) -> None:
+    before = door.known
+    done = direct(door.place, who, "submit", "dev", "greet", "main")
+    assert done.code == 77, done.err
+    assert len(done.err.splitlines()) <= 2
+    assert door.known == before
+
+
+def test_a_request_that_was_set_aside(door: Door) -> None:
+    """The daemon judges by its own ACL: a door that was deceived gets nowhere."""
+    job = door.place.ended(door.submit("alice")).id
+    folder = door.place.directory.parent / "deceived"
+    folder.mkdir()
+    table = json.loads((door.place.directory / "run/door.json").read_text())
+    table["pockets"]["dev"]["actions"]["cancel"].append(CAROL)
+    (folder / "door.json").write_text(json.dumps(table))
+    program = (installed(door.place) / "build").read_text()
+    program = re.sub("(?m)^TABLE = .*", f"TABLE = {str(folder / 'door.json')!r}", program)
+    (folder / "build").write_text(program)
+    (folder / "build").chmod(0o755)
+    done = direct(door.place, CAROL, "retry", job, folder=folder)
+    assert done.code == 77
+    assert f"{CAROL} may not do this to job {job} [set-aside]" in done.err.decode()
+    (bad,) = [p.stem for p in (door.place.site.queue / "bad").glob("*.json")]
+    assert direct(door.place, CAROL, "status", bad, folder=folder).code == 77
+    assert direct(door.place, ALICE, "status", bad).code == 66
+
+
+def test_no_table_and_a_stale_one(door: Door, tmp_path: Path) -> None:
+    folder = installed(door.place)
+    table = json.loads((door.place.directory / "run/door.json").read_text())
+    program = (folder / "build").read_text()
+    path = tmp_path / "door.json"
+    program = re.sub("(?m)^TABLE = .*", f"TABLE = {str(path)!r}", program)
+    (tmp_path / "build").write_text(program)
+    (tmp_path / "build").chmod(0o755)
+    before = door.known
+    words = ("submit", "dev", "greet", "main")
+    for content in (None, "", "[]", '{"v": 2}', "\x1b"):
+        if content is not None:
+            path.write_text(content)
+        done = direct(door.place, ALICE, *words, folder=tmp_path)
+        assert done.code == 69
+        assert b"[no-table]" in done.err
+    table["pockets"]["dev"]["expires"] = "2026-01-02T03:04:05.000Z"
+    path.write_text(json.dumps(table))
+    done = direct(door.place, ALICE, *words, folder=tmp_path)
+    assert done.code == 69
+    assert b"the answer is stale since 2026-01-02T03:04:05.000Z [acl-stale]" in done.err
+    assert "stale" in direct(door.place, ALICE, "pockets", folder=tmp_path).text
+    assert direct(door.place, CAROL, *words, folder=tmp_path).code == 77
+    # Another pocket is not touched by it.
+    assert direct(door.place, ALICE, "acl", "staging", folder=tmp_path).code == 0
+    assert door.known == before
+
+
+def test_with_the_daemon_down(tmp_path: Path) -> None:
+    with places.place() as place:
+        prepare(place)
+        repo = packages.native(tmp_path / "greet")
+        place.package(repo)
+        place.cli("acl", "compile", check=True)
+        assert direct(place, ALICE, "check", "dev", "greet", "main").code == 69
+        done = direct(place, ALICE, "submit", "dev", "greet", "main", REMOTE_ADDR="192.0.2.1")
+        assert done.code == 0
+        assert b"accepted, but not checked yet" in done.err
+        (entry,) = (place.site.queue / "new").iterdir()
+        value = json.loads(entry.read_text())
+        assert value["id"] == done.text == entry.stem
+        assert (value["principal"], value["addr"]) == (ALICE, "192.0.2.1")
+        assert "state      not taken up yet" in direct(place, ALICE, "status", done.text).text
+        assert direct(place, ALICE, "queue").text.endswith(f"not taken up yet: {done.text}")
+        assert direct(place, BOB, "status", done.text).code == 66
+        assert done.text not in direct(place, BOB, "queue").text
+        assert direct(place, ALICE, "submit", "dev", "greet", "x y").code == 3
+        assert len(list((place.site.queue / "new").iterdir())) == 1
+
+
+def test_many_at_once(realm: Realm, tmp_path: Path) -> None:
+    """With the socket unit's backlog no connection fails, and each id is queued exactly once."""
+    backlog = re.search(r"^Backlog=(\d+)$", (CONF / "remctld.socket").read_text(), re.M)
+    assert backlog
+    with places.place() as place:
+        prepare(place)
+        place.cli("acl", "compile", check=True)
+        env = realm.of("alice")
+        with remctld(realm, installed(place) / "conf", backlog=int(backlog[1])) as port:
+            argv = ["xargs", "-n", "1", "-P", str(CLIENTS), "remctl", "-p", str(port)]
+            argv += ["-s", "host/localhost", "localhost", "build", "submit", "dev", "greet"]
+            commits = "".join(f"{number:040x}\n" for number in range(CLIENTS * CALLS))
+            # xargs fails when one of them does.
+            done = run(argv, env=env, stdin=commits.encode(), timeout=PATIENCE).text.split()
+            entries = list(Spool(place.site.queue).entries(frozenset({os.geteuid()})))
+            assert sorted(done) == [e.path.stem for e in entries]
+            assert {e.request.args[2] for e in entries if e.request} == set(commits.split())
+
+
+def test_clients_that_are_cut_off(realm: Realm, tmp_path: Path) -> None:
+    """Killed at any moment of a call, a client leaves a whole entry or none."""
+    with places.place() as place:
+        prepare(place)
+        place.cli("acl", "compile", check=True)
+        env = realm.of("alice")
+        with remctld(realm, installed(place) / "conf") as port:
+            argv = ["remctl", "-p", str(port), "-s", "host/localhost", "localhost", "build"]
+            for number in range(40):
+                words = ["submit", "dev", "greet", f"{number:040x}"]
+                with started_group([*argv, *words], env=env) as client:
+                    time.sleep(number * 0.003)
+                    client.kill()
+            last = remctl(realm, env, port, "build", "submit", "dev", "greet", "main")
+            assert last.code == 0
+            until(lambda: not os.listdir(place.site.queue / "tmp"))
+        entries = list(Spool(place.site.queue).entries(frozenset({os.geteuid()})))
+        assert all(entry.request for entry in entries)
+        commits = [entry.request.args[2] for entry in entries if entry.request]
+        assert len(commits) == len(set(commits)) <= 41
+        assert len(commits) > 1, "none of them got through: the moments are wrong"
+
+
+def test_it_starts_fast(door: Door) -> None:
+    """What costs more than the call itself is not imported."""
+    program = installed(door.place) / "build"
+    done = run(
+        ["/usr/bin/python3", "-IS", "-X", "importtime", program, "help"],
+        env={"REMOTE_USER": ALICE, "REMCTL_COMMAND": "build"},
+    )
+    modules = set(re.findall(r"\| +(\S+)$", done.err.decode(), re.M))
+    assert {"json", "re", "invirtibuilder.door.remctl"} <= modules
+    slow = {"dataclasses", "pathlib", "typing", "inspect", "traceback", "argparse", "subprocess"}
+    slow |= {"shutil", "secrets", "site", "yaml", "git", "debian", "gssapi", "logging"}
+    assert not modules & slow
+
+
+def test_over_ssh(door: Door, tmp_path: Path) -> None:
+    folder = installed(door.place, shell=True)
+    before = door.known
+    command = f"exec /usr/sbin/remctl-shell -f {folder}/conf {ALICE}"
+    with sshd.running(tmp_path / "sshd", command, {"LANG": "C.UTF-8"}) as server:
+        ssh = [*shlex.split(server.ssh), "-p", str(server.port), f"{server.user}@127.0.0.1"]
+
+        def over(line: str) -> Done:
+            return run([*ssh, line], check=False, timeout=60)
+
+        assert over("build help").text.endswith(f"You are {ALICE}. Your pockets: dev, staging")
+        for line in ("build submit dev greet 'main;id'", "build submit dev greet $(id)"):
+            assert over(line).code != 0
+        assert over("build submit dev greet 'ma in'").code == 3
+        assert over("build submit prod greet main").code == 77
+        marker = tmp_path / "marker"
+        for line in (f"touch {marker}", f"build queue > {marker}", f"build queue; touch {marker}"):
+            assert over(line).code != 0
+        assert not marker.exists()
+        assert door.known == before
+        done = over("build submit dev greet main")
+        assert done.code == 0, done.err
+    job = door.place.ended(done.text)
+    assert (job.request.principal, job.request.via) == (ALICE, "ssh")
+    assert job.request.addr == "127.0.0.1"
