@@ -37,7 +37,8 @@ class AptClient:
         return run(
             [tool, *args],
             # Read before the machine's own configuration, which it turns off.
-            env={"APT_CONFIG": str(self.folder / "apt.conf")},
+            # APT leaves the keys of its sources in TMPDIR.
+            env={"APT_CONFIG": str(self.folder / "apt.conf"), "TMPDIR": str(self.folder)},
             cwd=self.folder / "out",
             timeout=60,
             check=check,
