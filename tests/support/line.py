@@ -121,7 +121,9 @@ class Line:
     def package(self, name: str, version: str = "1.0", folder: Path | None = None) -> Work:
         if name not in self.work:
             repository = hosting.create_package(self.site, name)
-            self.work[name] = Work.init(Path(tempfile.mkdtemp(dir=self.site.directory)) / "work", repository.path)
+            self.work[name] = Work.init(
+                Path(tempfile.mkdtemp(dir=self.site.directory)) / "work", repository.path
+            )
         work = self.work[name]
         (work.path / "debian/source").mkdir(parents=True, exist_ok=True)
         changelog = (
