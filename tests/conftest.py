@@ -14,6 +14,12 @@ pytest_plugins = [
 ]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What makes accounts, or is somebody else for a while, needs root."""
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """With INVIRTIBUILDER_TEST_NO_SKIPS (CI) a skipped test fails the run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -277,7 +277,7 @@ def test_packages(own: Place, tmp_path: Path) -> None:
     assert own.cli("package", "list").text.splitlines()[1].split()[0] == "greet"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+@pytest.mark.root
 def test_another_account_is_told_whose_site_it_is(own: Place) -> None:
     own.directory.parent.chmod(0o755)
     os.seteuid(65534)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pwd
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from tests.support import packages
 from tests.support.accounts import Accounts, as_account, made_accounts
 from tests.support.sites import TOP, TestSite
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make accounts")
+pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")
