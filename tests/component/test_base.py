@@ -19,8 +19,6 @@ from invirtibuilder.sandbox.base import Base, BaseSpec, make_base
 from invirtibuilder.sandbox.ids import Ids, make_tree
 from tests.support.base import Room, proxied, remove_bases
 
-pytestmark = pytest.mark.base
-
 
 @pytest.fixture
 def directory(ids: Ids, tmp_path: Path) -> Iterator[Path]:

@@ -11,8 +11,6 @@ import pytest
 
 from tests.support.base import Room, proxied
 
-pytestmark = pytest.mark.base
-
 BODY = b"0123456789" * 1000
 ASK = """
 import http.client, sys

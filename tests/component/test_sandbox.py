@@ -26,7 +26,6 @@ from invirtibuilder.sandbox.ids import COUNT, Ids, make_tree, remove_tree
 from invirtibuilder.sandbox.userns import UserNamespace, upper_of
 from tests.support.base import Room, proxied
 
-pytestmark = pytest.mark.base
 User = Literal["root", "build"]
 USERS = pytest.mark.parametrize("user", ["root", "build"])
 
