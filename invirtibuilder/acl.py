@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from invirtibuilder import files, model
-from invirtibuilder.config import AclEntry
 from invirtibuilder.errors import Fault, Malformed, Reason
 from invirtibuilder.run import ProcessFault, run
+from invirtibuilder.settings import AclEntry
 
 MAX_BYTES = 1 << 20
 TIMEOUT = 20.0

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder import acl, files, hosting, model
-from invirtibuilder.config import AclEntry, Pocket, Site
 from invirtibuilder.errors import Fault
+from invirtibuilder.settings import AclEntry, Pocket, Site
 from invirtibuilder.stages.context import archive
 
 VERSION = 1

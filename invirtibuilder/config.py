@@ -3,160 +3,27 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
+from invirtibuilder import configwords as words
 from invirtibuilder import model, yamlread
 from invirtibuilder.order import Limits
+from invirtibuilder.settings import (
+    ACTIONS,
+    DEFAULT_SUFFIX,
+    EVENTS,
+    AclEntry,
+    Domain,
+    ExtraSource,
+    HookSettings,
+    Pocket,
+    Site,
+)
 from invirtibuilder.yamlread import Value
-
-ACTIONS = ("submit", "promote", "rollback", "cancel", "read")
-EVENTS = ("submitted", "started", "failed", "published")
-DEFAULT_SUFFIX = "~{pocket}+{timestamp}.g{shortid}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AclEntry:
-    """Who may: one principal, a file of them, or a program that prints them."""
-
-    principal: str = ""
-    file: Path | None = None
-    command: Path | None = None
-    where: str = field(default="", compare=False)  # file:line of the entry itself
-
-
-@dataclass(frozen=True, kw_only=True)
-class HookSettings:
-    """A program that is told of events."""
-
-    name: str
-    program: Path
-    events: tuple[str, ...]
-    required: bool
-    environment: Mapping[str, str]
-    timeout: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtraSource:
-    """An APT source besides the mirror, with the key that signs it."""
-
-    uri: str
-    suites: tuple[str, ...]
-    components: tuple[str, ...]
-    key: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Domain:
-    """A trust domain: a worker account with its bases, layers and cache."""
-
-    name: str
-    socket: Path | None  # None: the worker runs as a child of the daemon
-    directory: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pocket:
-    """A line of development with its rules, base and APT repository."""
-
-    name: str
-    description: str
-    suite: str
-    components: tuple[str, ...]
-    mirror: str
-    extra_sources: tuple[ExtraSource, ...]
-    architectures: tuple[str, ...]
-    branch: str
-    codename: str
-    allow_backtracking: bool
-    allow_takeover: bool
-    isolation: str
-    domain: str
-    profiles: tuple[str, ...]
-    options: tuple[str, ...]
-    limits: Limits
-    acl: Mapping[str, tuple[AclEntry, ...]]
-    tag_format: str
-    suffix: str
-    max_queued: int | None
-    max_hourly: int | None
-
-    def tag(self, version: str) -> str:
-        """The name of the tag for a version, as DEP-14 mangles it."""
-        return self.tag_format.format(version=model.tag_version(version))
-
-    def kept_ref(self, version: str) -> str:
-        """The daemon's own ref that holds a published commit."""
-        return f"refs/invirtibuilder/{self.name}/{model.tag_version(version)}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """Everything that a site's configuration says."""
-
-    file: Path
-    name: str
-    directory: Path
-    url: str
-    git_url: str
-    tagger_name: str
-    tagger_mail: str
-    gnupghome: Path
-    signing_key: str
-    doors: tuple[str, ...]
-    queue_group: str
-    max_push: int
-    acl_refresh: float
-    hooks: tuple[HookSettings, ...]
-    domains: Mapping[str, Domain]
-    pockets: Mapping[str, Pocket]
-
-    @property
-    def queue(self) -> Path:
-        return self.directory / "queue"
-
-    @property
-    def jobs(self) -> Path:
-        return self.directory / "jobs"
-
-    @property
-    def packages(self) -> Path:
-        return self.directory / "packages"
-
-    @property
-    def superproject(self) -> Path:
-        return self.directory / "superproject.git"
-
-    @property
-    def archive(self) -> Path:
-        return self.directory / "archive"
-
-    @property
-    def origs(self) -> Path:
-        """The write-once store of upstream tarballs, by file name."""
-        return self.directory / "origs"
-
-    @property
-    def events(self) -> Path:
-        return self.directory / "events"
-
-    @property
-    def socket(self) -> Path:
-        return self.directory / "run" / "daemon.sock"
-
-    @property
-    def push_rules(self) -> Path:
-        """What the repositories' hooks read: the pockets' branches and tag formats as JSON."""
-        return self.directory / "run" / "push-rules.json"
-
-    def package_repository(self, package: str) -> Path:
-        return self.packages / f"{model.package_name(package)}.git"
 
 
 def load(file: Path) -> Site:
@@ -195,16 +62,16 @@ def _site(root: Value, file: Path) -> Site:
     _short(site["directory"], directory / "run/daemon.sock")
     return Site(
         file=file,
-        name=site["name"].text("", _site_name),
+        name=site["name"].text("", words.site_name),
         directory=directory,
-        url=site["url"].text(f"file:{directory}/archive", _url),
+        url=site["url"].text(f"file:{directory}/archive", words.url),
         git_url=site["git_url"].text(str(directory)),
-        tagger_name=tagger["name"].text("", _person),
-        tagger_mail=tagger["mail"].text("", _mail),
+        tagger_name=tagger["name"].text("", words.person),
+        tagger_mail=tagger["mail"].text("", words.mail),
         gnupghome=_path(signing["home"], base, directory / "gnupg", must_exist=True),
-        signing_key=signing["key"].text("", _fingerprint),
-        doors=site["doors"].texts((), _account),
-        queue_group=site["queue_group"].text("", _site_name),
+        signing_key=signing["key"].text("", words.fingerprint),
+        doors=site["doors"].texts((), words.account),
+        queue_group=site["queue_group"].text("", words.site_name),
         max_push=site["max_push"].size(1 << 30) or 1 << 30,
         acl_refresh=site["acl_refresh"].duration(300) or 300,
         hooks=hooks,
@@ -244,7 +111,7 @@ def _hook(value: Value, base: Path) -> HookSettings:
         "name", "program", "events", "required", "environment", "timeout", required=("program",)
     )
     program = _path(keys["program"], base, Path("/nonexistent"), must_exist=True)
-    events = keys["events"].texts(EVENTS, lambda e: _one_of(e, EVENTS))
+    events = keys["events"].texts(EVENTS, lambda e: words.one_of(e, EVENTS))
     environment = {k: v.text() for k, v in keys["environment"].members().items()}
     for name in environment:
         if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name) or name.startswith("INVIRTIBUILDER_"):
@@ -253,7 +120,7 @@ def _hook(value: Value, base: Path) -> HookSettings:
     if required and "submitted" not in events:
         keys["required"].problem("a required hook must take the event `submitted`")
     return HookSettings(
-        name=keys["name"].text(_hook_name(keys["name"], program), _hook_word),
+        name=keys["name"].text(_hook_name(keys["name"], program), words.hook_word),
         program=program,
         events=events,
         required=required,
@@ -283,30 +150,30 @@ def _pocket(name: str, value: Value, base: Path, domains: Mapping[str, Domain]) 
     return Pocket(
         name=name,
         description=keys["description"].text(f"{name} packages"),
-        suite=keys["suite"].text("", _word),
-        components=keys["components"].texts(("main",), _word),
-        mirror=keys["mirror"].text("", _url),
+        suite=keys["suite"].text("", words.word),
+        components=keys["components"].texts(("main",), words.word),
+        mirror=keys["mirror"].text("", words.url),
         extra_sources=tuple(_extra(v, base) for v in keys["extra_sources"].items()),
         architectures=_architectures(keys["architectures"]),
-        branch=keys["branch"].text(name, _branch),
-        codename=keys["codename"].text(name, _word),
+        branch=keys["branch"].text(name, words.branch),
+        codename=keys["codename"].text(name, words.word),
         allow_backtracking=keys["allow_backtracking"].boolean(False),
         allow_takeover=keys["allow_takeover"].boolean(False),
         isolation=keys["isolation"].choice("chroot", "chroot"),
         domain=domain,
-        profiles=keys["build_profiles"].texts((), _profile),
-        options=keys["build_options"].texts((), _option),
+        profiles=keys["build_profiles"].texts((), words.profile),
+        options=keys["build_options"].texts((), words.option),
         limits=_limits(keys["limits"]),
         acl=_acl(keys["acl"], base),
-        tag_format=keys["tag_format"].text("debian/{version}", _tag_format),
-        suffix=keys["version_suffix"].text(DEFAULT_SUFFIX, _suffix),
+        tag_format=keys["tag_format"].text("debian/{version}", words.tag_format),
+        suffix=keys["version_suffix"].text(DEFAULT_SUFFIX, words.suffix),
         max_queued=_whole(keys["max_queued"], None, 1),
         max_hourly=_whole(keys["max_hourly"], None, 1),
     )
 
 
 def _architectures(value: Value) -> tuple[str, ...]:
-    found = value.texts(("amd64",), _architecture)
+    found = value.texts(("amd64",), words.architecture)
     if len(found) != 1:
         value.problem("must be the worker's one architecture; several are not built yet")
     return found
@@ -317,9 +184,9 @@ def _extra(value: Value, base: Path) -> ExtraSource:
         *("uri", "suites", "components", "key"), required=("uri", "suites", "components", "key")
     )
     return ExtraSource(
-        uri=keys["uri"].text("", _url),
-        suites=keys["suites"].texts((), _word),
-        components=keys["components"].texts((), _word),
+        uri=keys["uri"].text("", words.url),
+        suites=keys["suites"].texts((), words.word),
+        components=keys["components"].texts((), words.word),
         key=_path(keys["key"], base, Path("/nonexistent"), must_exist=True),
     )
 
@@ -385,59 +252,3 @@ def _check_pockets(root: Value, site: Site) -> None:
 def _checked(value: Value, text: str, pattern: re.Pattern[str], what: str) -> None:
     if not pattern.fullmatch(text):
         value.problem(f"not a valid name for a {what}: a-z, 0-9 and -, a letter first")
-
-
-def _one_of(value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"must be one of {', '.join(allowed)}, not {value!r}")
-    return value
-
-
-def _pattern(expression: str, what: str) -> Callable[[str], str]:
-    compiled = re.compile(expression)
-
-    def check(value: str) -> str:
-        if not compiled.fullmatch(value):
-            raise ValueError(f"not {what}: {value!r}")
-        return value
-
-    return check
-
-
-_word = _pattern(r"[A-Za-z0-9][A-Za-z0-9._+/-]{0,99}", "a suite, component or codename")
-_site_name = _pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a name (letters, digits, . _ -)")
-_hook_word = _pattern(r"[a-z0-9][a-z0-9_-]{0,39}", "a name for a hook (a-z, 0-9, - and _)")
-_url = _pattern(r"(https?://|file:)[!-~]+", "a URI (http://, https:// or file:)")
-_person = _pattern(r"[^<>\n\x00-\x1f]{1,100}", "a name without <, > and control characters")
-_mail = _pattern(r"[A-Za-z0-9._+-]+@[A-Za-z0-9.-]+", "a mail address")
-_fingerprint = _pattern(r"[0-9A-F]{40}", "a key's fingerprint (40 digits, upper case)")
-_architecture = _pattern(r"[a-z0-9][a-z0-9-]{1,29}", "an architecture")
-_branch = _pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "a branch name")
-_profile = _pattern(r"[a-z0-9][a-z0-9.+-]*", "a build profile")
-_option = _pattern(r"[a-z0-9][a-z0-9.+=,_-]*", "a build option")
-
-
-def _account(value: str) -> str:
-    try:
-        pwd.getpwnam(value)
-    except KeyError as error:
-        raise ValueError(f"no such account: {value}") from error
-    return value
-
-
-def _tag_format(value: str) -> str:
-    if value.count("{version}") != 1 or not re.fullmatch(
-        r"[A-Za-z0-9._/-]*", value.replace("{version}", "")
-    ):
-        raise ValueError(f"must hold {{version}} once, else letters, digits, . _ / -: {value!r}")
-    return value
-
-
-def _suffix(value: str) -> str:
-    rest = re.sub(r"\{(pocket|timestamp|shortid)\}", "", value)
-    if not re.fullmatch(r"[A-Za-z0-9.+~]*", rest) or "{timestamp}" not in value:
-        raise ValueError(
-            "must hold {timestamp}; besides {pocket}, {shortid}, letters, digits, . + ~ only:"
-            f" {value!r}"
-        )
-    return value

@@ -20,12 +20,12 @@ from inotify_simple import INotify, flags
 
 from invirtibuilder import acl, acltable, files, hosting, model, quotas
 from invirtibuilder.answers import Answers
-from invirtibuilder.config import Site
 from invirtibuilder.engine import ChildEngine, Engine, SocketEngine
 from invirtibuilder.errors import ConfigFault, Denied, Fault, MachineFault, Malformed, Refused
 from invirtibuilder.hooks import Events, Hook
 from invirtibuilder.jobs import Job, Jobs
 from invirtibuilder.pipeline import advance
+from invirtibuilder.settings import Site
 from invirtibuilder.spool import Entry, Request, Spool, local_principal
 from invirtibuilder.stages.base import refresh_base
 from invirtibuilder.stages.context import Context, Stopping

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from invirtibuilder import files
 from invirtibuilder.apt import stanza
-from invirtibuilder.config import Pocket, Site
 from invirtibuilder.errors import Denied, Malformed, NotFound
 from invirtibuilder.gitrepo import Repository
+from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.spool import Spool, local_principal
 from invirtibuilder.stages.context import LABEL, Context
 from invirtibuilder.stages.publish import first_publication

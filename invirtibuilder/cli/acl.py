@@ -11,8 +11,8 @@ from typing import Any
 
 from invirtibuilder import acl, acltable, model, yamlread
 from invirtibuilder.cli.command import Command, load_site, say, show, table, the_pocket
-from invirtibuilder.config import ACTIONS, Site
 from invirtibuilder.errors import ConfigFault, Denied, Exit, Malformed, Reason
+from invirtibuilder.settings import ACTIONS, Site
 from invirtibuilder.spool import local_principal
 from invirtibuilder.yamlread import Value
 

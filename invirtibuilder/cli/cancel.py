@@ -6,9 +6,9 @@ import argparse
 import time
 
 from invirtibuilder.cli.command import Command, load_site, me, say, show
-from invirtibuilder.config import Site
 from invirtibuilder.errors import Denied, Malformed
 from invirtibuilder.jobs import Jobs
+from invirtibuilder.settings import Site
 from invirtibuilder.spool import Request, Spool
 
 PATIENCE = 5.0

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from invirtibuilder import config
-from invirtibuilder.config import Pocket, Site
 from invirtibuilder.errors import NotFound
+from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.spool import local_principal
 
 DEFAULT_CONFIG = Path("/etc/invirtibuilder/invirtibuilder.yaml")

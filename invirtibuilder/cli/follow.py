@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from invirtibuilder.cli.command import say
-from invirtibuilder.config import Site
 from invirtibuilder.errors import Denied, Exit, NotFound, Reason
 from invirtibuilder.joblog import harmless, log_files
 from invirtibuilder.jobs import Job, Jobs, Status
+from invirtibuilder.settings import Site
 from invirtibuilder.spool import Spool
 from invirtibuilder.states import State
 

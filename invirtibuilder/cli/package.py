@@ -9,7 +9,7 @@ from pathlib import Path
 
 from invirtibuilder import acltable, files, hosting, model
 from invirtibuilder.cli.command import Command, load_site, show, table
-from invirtibuilder.config import Site
+from invirtibuilder.settings import Site
 
 
 class Package(Command):

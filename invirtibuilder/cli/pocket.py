@@ -13,8 +13,8 @@ from typing import Any
 from invirtibuilder import config, files, hosting, model
 from invirtibuilder.apt.stanza import preferences
 from invirtibuilder.cli.command import Command, config_file, load_site, say, show, table, the_pocket
-from invirtibuilder.config import Pocket, Site
 from invirtibuilder.daemon import make_context
+from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.stages.context import LABEL, archive
 from invirtibuilder.superproject import Superproject
 

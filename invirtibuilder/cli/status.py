@@ -9,10 +9,10 @@ from typing import Any
 from invirtibuilder import model
 from invirtibuilder.cli.command import Command, load_site, show, table
 from invirtibuilder.cli.follow import verdict
-from invirtibuilder.config import Site
 from invirtibuilder.daemon import make_context
 from invirtibuilder.errors import Denied, NotFound
 from invirtibuilder.jobs import Job, Jobs
+from invirtibuilder.settings import Site
 from invirtibuilder.spool import Spool
 
 RECENT = 20

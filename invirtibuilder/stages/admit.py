@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from invirtibuilder import acl, debsource, model
-from invirtibuilder.config import Pocket, Site
 from invirtibuilder.errors import Blame, Fault, Reason, Refused
 from invirtibuilder.gbpconf import gbp_settings, upstream_tags
 from invirtibuilder.gitrepo import Repository
 from invirtibuilder.jobs import Job
+from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.stages.context import Context
 from invirtibuilder.superproject import Superproject
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder import files
-from invirtibuilder.config import Pocket
 from invirtibuilder.jobs import Job
 from invirtibuilder.order import Manifest
+from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Context
 from invirtibuilder.stages.orders import carry_out, texts
 from invirtibuilder.states import State

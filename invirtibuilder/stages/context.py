@@ -10,13 +10,13 @@ from invirtibuilder.apt.mirror import machine_sources, stanza
 from invirtibuilder.apt.publications import Publications
 from invirtibuilder.apt.reprepro import Reprepro
 from invirtibuilder.apt.signer import Signer
-from invirtibuilder.config import Pocket, Site
 from invirtibuilder.engine import Engine
 from invirtibuilder.errors import NotFound
 from invirtibuilder.gitrepo import Repository
 from invirtibuilder.hooks import Events
 from invirtibuilder.jobs import Job, Jobs
 from invirtibuilder.order import PocketSource, Room
+from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.superproject import Superproject
 
 LABEL = "invirtibuilder"

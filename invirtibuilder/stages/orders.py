@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder import files
-from invirtibuilder.config import Pocket
 from invirtibuilder.engine import Attempt
 from invirtibuilder.errors import Cancelled, Fault, MachineFault, Malformed, Reason, Unavailable
 from invirtibuilder.jobs import Job, bounded
 from invirtibuilder.order import Limits, Manifest, Order, Room, read_order, read_result, write_order
+from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Context, Stopping, Wait
 
 MAX_WORD = 1000

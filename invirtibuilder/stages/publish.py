@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder import debchanges, files, model
-from invirtibuilder.config import Pocket
 from invirtibuilder.errors import Fault, PackageFault, Reason, Refused
 from invirtibuilder.gitrepo import Repository
 from invirtibuilder.jobs import Job
+from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Archive, Context, Wait
 
 INTENT = "intent.json"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder import debchanges, files, model
-from invirtibuilder.config import Pocket
 from invirtibuilder.errors import Fault, PackageFault, Reason
 from invirtibuilder.jobs import Job, bounded
+from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Context
 
 MAX_TEXT = 4 << 20

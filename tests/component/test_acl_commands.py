@@ -16,8 +16,8 @@ import pytest
 
 from invirtibuilder import acl, files
 from invirtibuilder.cli.main import main
-from invirtibuilder.config import ACTIONS
 from invirtibuilder.run import run
+from invirtibuilder.settings import ACTIONS
 from tests.support import place as places
 from tests.support.place import ME, ROOT, Place
 

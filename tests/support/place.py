@@ -20,11 +20,11 @@ from typing import Any
 
 from invirtibuilder import config, hosting
 from invirtibuilder.cli.main import main
-from invirtibuilder.config import Site
 from invirtibuilder.daemon import make_context
 from invirtibuilder.jobs import Job, Jobs
 from invirtibuilder.pipeline import advance
 from invirtibuilder.run import Done, run, started_group
+from invirtibuilder.settings import Site
 from invirtibuilder.spool import Request, local_principal
 from invirtibuilder.stages.context import Context
 from tests.support.cannedworker import PATIENCE, CannedWorker

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from invirtibuilder import acl
-from invirtibuilder.config import AclEntry
+from invirtibuilder.settings import AclEntry
 
 ALICE = "alice@EXAMPLE.ORG"
 

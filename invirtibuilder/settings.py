@@ -1,0 +1,153 @@
+"""What a site's configuration says, as frozen values; `config` reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from invirtibuilder import model
+from invirtibuilder.order import Limits
+
+ACTIONS = ("submit", "promote", "rollback", "cancel", "read")
+EVENTS = ("submitted", "started", "failed", "published")
+DEFAULT_SUFFIX = "~{pocket}+{timestamp}.g{shortid}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AclEntry:
+    """Who may: one principal, a file of them, or a program that prints them."""
+
+    principal: str = ""
+    file: Path | None = None
+    command: Path | None = None
+    where: str = field(default="", compare=False)  # file:line of the entry itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class HookSettings:
+    """A program that is told of events."""
+
+    name: str
+    program: Path
+    events: tuple[str, ...]
+    required: bool
+    environment: Mapping[str, str]
+    timeout: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraSource:
+    """An APT source besides the mirror, with the key that signs it."""
+
+    uri: str
+    suites: tuple[str, ...]
+    components: tuple[str, ...]
+    key: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """A trust domain: a worker account with its bases, layers and cache."""
+
+    name: str
+    socket: Path | None  # None: the worker runs as a child of the daemon
+    directory: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pocket:
+    """A line of development with its rules, base and APT repository."""
+
+    name: str
+    description: str
+    suite: str
+    components: tuple[str, ...]
+    mirror: str
+    extra_sources: tuple[ExtraSource, ...]
+    architectures: tuple[str, ...]
+    branch: str
+    codename: str
+    allow_backtracking: bool
+    allow_takeover: bool
+    isolation: str
+    domain: str
+    profiles: tuple[str, ...]
+    options: tuple[str, ...]
+    limits: Limits
+    acl: Mapping[str, tuple[AclEntry, ...]]
+    tag_format: str
+    suffix: str
+    max_queued: int | None
+    max_hourly: int | None
+
+    def tag(self, version: str) -> str:
+        """The name of the tag for a version, as DEP-14 mangles it."""
+        return self.tag_format.format(version=model.tag_version(version))
+
+    def kept_ref(self, version: str) -> str:
+        """The daemon's own ref that holds a published commit."""
+        return f"refs/invirtibuilder/{self.name}/{model.tag_version(version)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Everything that a site's configuration says."""
+
+    file: Path
+    name: str
+    directory: Path
+    url: str
+    git_url: str
+    tagger_name: str
+    tagger_mail: str
+    gnupghome: Path
+    signing_key: str
+    doors: tuple[str, ...]
+    queue_group: str
+    max_push: int
+    acl_refresh: float
+    hooks: tuple[HookSettings, ...]
+    domains: Mapping[str, Domain]
+    pockets: Mapping[str, Pocket]
+
+    @property
+    def queue(self) -> Path:
+        return self.directory / "queue"
+
+    @property
+    def jobs(self) -> Path:
+        return self.directory / "jobs"
+
+    @property
+    def packages(self) -> Path:
+        return self.directory / "packages"
+
+    @property
+    def superproject(self) -> Path:
+        return self.directory / "superproject.git"
+
+    @property
+    def archive(self) -> Path:
+        return self.directory / "archive"
+
+    @property
+    def origs(self) -> Path:
+        """The write-once store of upstream tarballs, by file name."""
+        return self.directory / "origs"
+
+    @property
+    def events(self) -> Path:
+        return self.directory / "events"
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "run" / "daemon.sock"
+
+    @property
+    def push_rules(self) -> Path:
+        """What the repositories' hooks read: the pockets' branches and tag formats as JSON."""
+        return self.directory / "run" / "push-rules.json"
+
+    def package_repository(self, package: str) -> Path:
+        return self.packages / f"{model.package_name(package)}.git"
