@@ -11,6 +11,7 @@ pytest_plugins = [
     "tests.support.sites",
     "tests.support.line",
     "tests.support.kdc",
+    "tests.support.doors",
 ]
 
 

@@ -163,6 +163,8 @@ def remctld(
             listener.close()
             argv += ["-b", "127.0.0.1", "-p", str(port)]
         else:
+            # As the socket unit has it: connections inherit it.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             listener.listen(backlog)
             line = f'exec env LISTEN_FDS=1 LISTEN_PID=$$ "$@" 3<&{listener.fileno()}'
             argv = ["bash", "-c", line, "bash", *argv]  # sh takes no descriptor over 9
