@@ -25,7 +25,10 @@ MAX_JSON = 8 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a phase, or a result, may use at most; None = not limited."""
+    """What a phase, or a result, may use at most; None = not limited.
+
+    `reserve` is what must stay free on the worker's file system, whoever uses it.
+    """
 
     seconds: float = 3600
     idle_seconds: float | None = None
@@ -33,6 +36,8 @@ class Limits:
     memory: int | None = None
     processes: int | None = 5000
     file_size: int | None = 8 << 30
+    disk: int | None = 32 << 30
+    reserve: int | None = 1 << 30
     log_size: int | None = 1 << 30
     result_size: int = 8 << 30
 

@@ -37,7 +37,12 @@ class Bind:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a command may use. Over one of them it is killed whole, or the call inside fails."""
+    """What one run of a command with all its processes may use; None = not limited.
+
+    Over one of them it is killed whole and `Outcome.limit` says which, or, for processes and
+    file_size, the call inside fails and `Outcome.hits` says how often. What a sandbox cannot
+    bind for all processes together it binds for each, and says so.
+    """
 
     seconds: float = 3600
     """Wall clock, from the start of `run`."""
@@ -46,13 +51,17 @@ class Limits:
     output: int | None = None
     """Bytes of standard output and error together."""
     memory: int | None = None
-    """Bytes of address space of one process (RLIMIT_AS)."""
+    """Bytes of memory, file systems in memory included."""
     processes: int | None = None
-    """Processes and threads of the sandbox together (RLIMIT_NPROC)."""
+    """Processes and threads."""
     file_size: int | None = None
     """Bytes of one file (RLIMIT_FSIZE)."""
     cpu_seconds: int | None = None
-    """CPU seconds of one process (RLIMIT_CPU)."""
+    """CPU seconds."""
+    disk: int | None = None
+    """Bytes on disk of all that it can write: the scratch directory and the writable binds."""
+    reserve: int | None = None
+    """Bytes that stay free on their file system; below that the machine is at fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +112,13 @@ class Command:
 class Outcome:
     """How a command ended: its exit code, or minus the signal that killed it.
 
-    `limit` names what it was killed for: time, idle, output or cancelled.
+    `limit` names what it was killed for: time, idle, output, cpu_time, memory, disk, reserve or
+    cancelled. `hits` says how often a limit was hit that only fails a call: processes, file_size.
     """
 
     code: int
     limit: str = ""
+    hits: Mapping[str, int] = field(default_factory=dict)
     seconds: float
 
 
