@@ -87,7 +87,8 @@ def _short(value: Value, socket: Path) -> None:
 
 
 def _domains(value: Value, directory: Path) -> dict[str, Domain]:
-    found = {}
+    found: dict[str, Domain] = {}
+    block = 1
     for name, entry in value.members().items():
         _checked(entry, name, model.POCKET, "trust domain")
         keys = entry.record("socket", "directory")
@@ -98,12 +99,16 @@ def _domains(value: Value, directory: Path) -> dict[str, Domain]:
             name=name,
             socket=socket,
             directory=_path(keys["directory"], directory, directory / "work" / name),
+            slots=range(0) if socket else range(block, block + 1),
         )
+        block += len(found[name].slots)
     directories = [domain.directory for domain in found.values()]
     if len(set(directories)) < len(directories):
         value.problem("two trust domains have one directory; what one builds must not meet another")
-    default = Domain(name="default", socket=None, directory=directory / "work" / "default")
-    return found or {"default": default}
+    work = directory / "work" / "default"
+    return found or {
+        "default": Domain(name="default", socket=None, directory=work, slots=range(1, 2))
+    }
 
 
 def _hook(value: Value, base: Path) -> HookSettings:

@@ -52,7 +52,9 @@ def make_context(
 ) -> Context:
     """The adapters of a site, as its configuration says."""
     engines: dict[str, Engine] = {
-        domain.name: SocketEngine(domain.socket) if domain.socket else ChildEngine(domain.directory)
+        domain.name: SocketEngine(domain.socket)
+        if domain.socket
+        else ChildEngine(domain.directory, slots=domain.slots)
         for domain in site.domains.values()
     }
     hooks = [

@@ -106,14 +106,18 @@ def _descriptors(stack: ExitStack, attempt: Attempt) -> tuple[int, int, int, int
 class ChildEngine:
     """The worker as a child of ours that outlives us: one user runs everything."""
 
-    def __init__(self, directory: Path, program: Sequence[str] = ()) -> None:
-        self._directory = directory
-        self._program = tuple(program) or (sys.executable, "-I", "-m", "invirtibuilder")
+    def __init__(
+        self, directory: Path, program: Sequence[str] = (), *, slots: range = range(0)
+    ) -> None:
+        program = tuple(program) or (sys.executable, "-I", "-m", "invirtibuilder")
+        self._argv = [*program, "worker", "--directory", str(directory)]
+        if slots:
+            self._argv += ["--slots", f"{slots[0]}-{slots[-1]}"]
         self._children: list[Detached] = []
 
     def check(self) -> None:
         try:
-            run([*self._program, "worker", "--directory", str(self._directory), "--check"])
+            run([*self._argv, "--check"])
         except ProcessFault as fault:
             raise MachineFault(fault.done.err.decode("utf-8", "replace").strip()) from fault
 
@@ -122,9 +126,8 @@ class ChildEngine:
         self._children = [child for child in self._children if child.poll() is None]
         with ExitStack() as stack:
             order, result, log, lock = _descriptors(stack, attempt)
-            argv = [*self._program, "worker", "--directory", str(self._directory)]
             child = detach(
-                [*argv, "--lock-fd", str(lock)],
+                [*self._argv, "--lock-fd", str(lock)],
                 stdin=order,
                 stdout=result,
                 stderr=log,

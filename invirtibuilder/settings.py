@@ -53,6 +53,7 @@ class Domain:
     name: str
     socket: Path | None  # None: the worker runs as a child of the daemon
     directory: Path
+    slots: range  # of a child: which blocks of the account's subordinate ids are its own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
     invirtibuilder worker < order.tar > result.tar 2> log
 
-Its directory holds bases, layers and scratch space; all of them can be removed when it is idle.
+Its directory holds a folder a slot with bases, layers and scratch space; all of them can be
+removed when it is idle.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -27,6 +28,7 @@ from invirtibuilder.phases import build, export
 from invirtibuilder.phases.workshop import Workshop
 from invirtibuilder.sandbox.check import self_check
 from invirtibuilder.sandbox.ids import Ids, remove_tree
+from invirtibuilder.sandbox.slots import taken
 
 
 def work(
@@ -34,12 +36,14 @@ def work(
     order_stream: IO[bytes],
     result_stream: IO[bytes],
     *,
+    slots: Sequence[int] = (),
     log_fd: int = 2,
     lock_fd: int | None = None,
 ) -> bool:
-    """Do one order and write its result; true when it was done.
+    """Do one order in a free one of these slots (default: all) and write its result.
 
-    A result is written for every failure as well, so that whoever asked knows whose it is.
+    True when it was done. A result is written for every failure as well, so that whoever asked
+    knows whose it is.
     """
     started = time.monotonic()
     stop = _StopWord(lock_fd)
@@ -49,7 +53,9 @@ def work(
         writer = ResultWriter(result)
         with ExitStack() as stack:
             try:
-                workshop = stack.enter_context(_workshop(directory, order, content, log_fd, stop))
+                workshop = stack.enter_context(
+                    _workshop(directory, slots, order, content, log_fd, stop)
+                )
                 workshop.stage(f"order {order.kind} {order.attempt}")
                 report = _KINDS[order.kind](workshop, writer)
                 reasons: list[Reason] = []
@@ -134,39 +140,38 @@ def _restartable(stream: IO[bytes]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _workshop(
-    directory: Path, order: Order, content: IO[bytes], log_fd: int, stop: _StopWord
+    domain: Path,
+    slots: Sequence[int],
+    order: Order,
+    content: IO[bytes],
+    log_fd: int,
+    stop: _StopWord,
 ) -> Iterator[Workshop]:
-    """Scratch space for one order, removed whole afterwards."""
-    ids = Ids.of_user()
-    for name in ("bases", "layers", "scratch"):
-        (directory / name).mkdir(parents=True, exist_ok=True, mode=0o711)
-    _sweep(directory / "scratch", ids)
-    scratch = Path(tempfile.mkdtemp(prefix="order-", dir=directory / "scratch"))
-    scratch.chmod(0o711)
-    try:
-        with files.locked(scratch / "lock"):
+    """A slot, and scratch space in it for one order, removed whole afterwards."""
+
+    def waiting() -> None:
+        _log(log_fd, "waiting for a free slot")
+
+    with taken(domain, slots, stop=stop, waiting=waiting) as slot:
+        # What is there was left by a worker that was killed: the slot is ours alone.
+        for leftover in (slot.directory / "scratch").iterdir():
+            with suppress(OSError, MachineFault):
+                _clear(leftover, slot.ids)
+        scratch = Path(tempfile.mkdtemp(prefix="order-", dir=slot.directory / "scratch"))
+        scratch.chmod(0o711)
+        try:
             yield Workshop(
                 order=order,
                 content=content,
-                directory=directory,
+                domain_directory=domain,
+                directory=slot.directory,
                 scratch=scratch,
-                ids=ids,
+                ids=slot.ids,
                 log_fd=log_fd,
                 cancelled=stop,
             )
-    finally:
-        _clear(scratch, ids)
-
-
-def _sweep(scratch: Path, ids: Ids) -> None:
-    """Remove what workers that were killed have left: their locks are free."""
-    for leftover in scratch.iterdir():
-        with suppress(files.Busy, OSError):
-            # A directory without a lock yet belongs to a worker that is about to take it.
-            if time.time() - leftover.stat().st_mtime < 60 and not (leftover / "lock").exists():
-                continue
-            with files.locked(leftover / "lock", wait=False):
-                _clear(leftover, ids)
+        finally:
+            _clear(scratch, slot.ids)
 
 
 def _clear(scratch: Path, ids: Ids) -> None:
@@ -181,12 +186,12 @@ def _log(fd: int, text: str) -> None:
     os.write(fd, lines.encode())
 
 
-def listen(path: Path, directory: Path) -> None:
+def listen(path: Path, directory: Path, slots: Sequence[int] = ()) -> None:
     """Serve orders that arrive over a unix socket as descriptors, each in a process of its own.
 
     The socket's permissions say who may send orders. Ends with SIGTERM; running orders go on.
     """
-    problems = self_check(directory)
+    problems = self_check(directory, slots)
     if problems:
         raise MachineFault("\n".join(problems))
     path.unlink(missing_ok=True)
@@ -200,22 +205,24 @@ def listen(path: Path, directory: Path) -> None:
             with connection:
                 connection.settimeout(10)
                 with suppress(OSError, Fault):
-                    _accept(connection, directory, server)
+                    _accept(connection, directory, slots, server)
 
 
-def _accept(connection: socket.socket, directory: Path, server: socket.socket) -> None:
+def _accept(
+    connection: socket.socket, directory: Path, slots: Sequence[int], server: socket.socket
+) -> None:
     data, fds = receive_descriptors(connection, 4)
     try:
         if data == GO and os.fork() == 0:
             server.close()
-            _serve(fds, directory)
+            _serve(fds, directory, slots)
         connection.sendall(b"started\n" if data == GO else b"refused\n")
     finally:
         for fd in fds:
             os.close(fd)
 
 
-def _serve(fds: list[int], directory: Path) -> None:
+def _serve(fds: list[int], directory: Path, slots: Sequence[int]) -> None:
     """In the child: one order, then the end of this process."""
     order_fd, result_fd, log_fd, lock_fd = fds
     code = 70
@@ -224,7 +231,7 @@ def _serve(fds: list[int], directory: Path) -> None:
         os.setsid()
         os.dup2(log_fd, 2)
         with os.fdopen(order_fd, "rb") as order, os.fdopen(result_fd, "wb") as result:
-            code = 0 if work(directory, order, result, lock_fd=lock_fd) else 4
+            code = 0 if work(directory, order, result, slots=slots, lock_fd=lock_fd) else 4
     except Cancelled:
         code = 5
     except BaseException as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from invirtibuilder import worker
 from invirtibuilder.cli.command import Command
 from invirtibuilder.errors import Exit, MachineFault
+from invirtibuilder.sandbox import slots
 from invirtibuilder.sandbox.check import self_check
 
 
@@ -26,6 +27,14 @@ class Worker(Command):
             help="where bases, layers and scratch space are (default: %(default)s)",
         )
         parser.add_argument(
+            "--slots",
+            metavar="SLOTS",
+            type=slots.parse,
+            default=range(0),
+            help="FIRST-LAST: which blocks of the account's subordinate ids to use, one for each"
+            " order at once (default: all)",
+        )
+        parser.add_argument(
             "--listen", metavar="SOCKET", type=Path, help="take orders as descriptors over a socket"
         )
         parser.add_argument(
@@ -36,17 +45,21 @@ class Worker(Command):
     def run(self, args: argparse.Namespace) -> int:
         args.directory.mkdir(parents=True, exist_ok=True, mode=0o711)
         if args.check:
-            problems = self_check(args.directory)
+            problems = self_check(args.directory, args.slots)
             if problems:
                 raise MachineFault("\n".join(problems), code="self-check")
             return 0
         if args.listen:
-            worker.listen(args.listen, args.directory)
+            worker.listen(args.listen, args.directory, args.slots)
             return 0
         if sys.stdout.isatty():
             raise MachineFault("standard output is a terminal", hint="worker < ORDER > RESULT")
         os.umask(0o022)
         done = worker.work(
-            args.directory, sys.stdin.buffer, sys.stdout.buffer, lock_fd=args.lock_fd
+            args.directory,
+            sys.stdin.buffer,
+            sys.stdout.buffer,
+            slots=args.slots,
+            lock_fd=args.lock_fd,
         )
         return Exit.OK if done else Exit.FAILED

@@ -14,9 +14,10 @@ from invirtibuilder import inside, model, tarsafe
 from invirtibuilder.errors import Cancelled, Fault, PackageFault
 from invirtibuilder.order import Order
 from invirtibuilder.run import quoted
-from invirtibuilder.sandbox.base import Base, BaseSpec, current, make_base
+from invirtibuilder.sandbox.base import Base, BaseSpec
 from invirtibuilder.sandbox.contract import Bind, Command, Limits, Outcome, Proxy
 from invirtibuilder.sandbox.ids import Ids, make_tree
+from invirtibuilder.sandbox.slotbase import slot_base
 from invirtibuilder.sandbox.userns import UserNamespace
 
 RECEIVE = 'tar -xf - -C "$1" && chown -R 1000:1000 "$1"'
@@ -25,10 +26,15 @@ RECEIVE = 'tar -xf - -C "$1" && chown -R 1000:1000 "$1"'
 
 @dataclass(kw_only=True)
 class Workshop:
-    """One order's place of work."""
+    """One order's place of work.
+
+    `directory` is the slot's, with bases and layers of its ids. `domain_directory`, above it, is
+    what all slots of the worker's trust domain can read: several orders at once use it.
+    """
 
     order: Order
     content: IO[bytes]
+    domain_directory: Path
     directory: Path
     scratch: Path
     ids: Ids
@@ -46,9 +52,15 @@ class Workshop:
         spec = BaseSpec(
             suite=room.suite, architecture=room.architecture, sources=room.sources, keys={}
         )
-        if refresh or current(spec, self.directory / "bases") is None:
-            self.stage(f"base: mmdebstrap makes one of {room.suite}, which takes a minute")
-        base = make_base(spec, self.directory / "bases", self.ids, log=self.log_fd, refresh=refresh)
+        base = slot_base(
+            spec,
+            self.domain_directory,
+            self.directory,
+            self.ids,
+            log=self.log_fd,
+            say=self.stage,
+            refresh=refresh,
+        )
         self.environment["base"] = base.digest
         return base
 

@@ -7,8 +7,9 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from invirtibuilder import files
@@ -109,24 +110,56 @@ def current(spec: BaseSpec, directory: Path) -> Base | None:
 
 
 def _make(spec: BaseSpec, directory: Path, ids: Ids, log: int) -> Base:
-    directory.mkdir(exist_ok=True)
-    for half_made in directory.glob(".new-*"):
-        _remove(ids, half_made)
-    new = directory / f".new-{secrets.token_hex(4)}"
-    new.mkdir()
-    try:
+    def fill(new: Path) -> tuple[str, str]:
         make_tree(ids, new / "root")
         _bootstrap(spec, new / "root", ids, log)
         _furnish(spec, new / "root", ids)
         digest = _digest(new / "root", ids, log)
         make_tree(ids, new / "tools")
         _install_tools(spec, new, ids, log)
-        made = utcnow()
-        write_json(new / "base.json", {"digest": digest, "made": iso(made), "spec": asdict(spec)})
+        return digest, iso(utcnow())
+
+    return _placed(spec, directory, ids, fill)
+
+
+def copy_base(base: Base, spec: BaseSpec, of: Ids, directory: Path, ids: Ids, *, log: int) -> Base:
+    """The same base, as these ids have it, among the bases in `directory`; `of` owns the first.
+
+    Raises RoomFault when the copy is not the same, MachineFault.
+    """
+
+    def fill(new: Path) -> tuple[str, str]:
+        for name, source in (("root", base.root), ("tools", base.tools.parent)):
+            make_tree(ids, new / name)
+            _copy_tree(source, of, new / name, ids, log)
+        if _digest(new / "root", ids, log) != base.digest:
+            raise RoomFault(f"the copy of {base.directory} is not the same", code="base")
+        return base.digest, base.made
+
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory / f"{spec.key}.lock"):
+        return _placed(spec, directory / spec.key, ids, fill)
+
+
+def _placed(
+    spec: BaseSpec, directory: Path, ids: Ids, fill: Callable[[Path], tuple[str, str]]
+) -> Base:
+    """Have a base filled in beside, and make it the current one; `fill` gives digest and time."""
+    directory.mkdir(exist_ok=True)
+    for half_made in directory.glob(".new-*"):
+        _remove(ids, half_made)
+    new = directory / f".new-{secrets.token_hex(4)}"
+    new.mkdir()
+    try:
+        digest, made = fill(new)
+        write_json(new / "base.json", {"digest": digest, "made": made, "spec": asdict(spec)})
         # Its trees are not ours to open: the whole file system is synced (syncfs(2)).
         run(["sync", "--file-system", new])
-        name = f"{stamp(made)}-{digest[:16]}"
-        new.rename(directory / name)
+        name = f"{stamp(datetime.fromisoformat(made))}-{digest[:16]}"
+        if (directory / name).exists():  # of a copy that was killed before it became current
+            _remove(ids, new)
+        else:
+            new.rename(directory / name)
     except BaseException:
         _remove(ids, new)
         raise
@@ -258,6 +291,47 @@ def _digest(root: Path, ids: Ids, log: int) -> str:
     if finish(entered, seconds=SECONDS) != 0:
         raise RoomFault("the made base cannot be read", code="base")
     return digest
+
+
+def _copy_tree(source: Path, of: Ids, target: Path, ids: Ids, log: int) -> None:
+    """A tree with all that tar knows of it: owners as the ids map them, modes, times, xattrs."""
+    kept = ("--numeric-owner", "--xattrs", "--xattrs-include=*", f"--directory={helper.PLACE}/it")
+    pack = ("/usr/bin/tar", "--create", "--format=posix", "--one-file-system", *kept, "--file=-")
+    unpack = ("/usr/bin/tar", "--extract", "--same-owner", "--same-permissions", *kept, "--file=-")
+    reader, writer = os.pipe()
+    with open(reader, "rb") as stream:  # noqa: PTH123
+        try:
+            packing = helper.start(
+                of,
+                [*pack, "."],
+                directories={"it": source},
+                files={},
+                output=writer,
+                errors=log,
+                env={},
+            )
+        finally:
+            # Before the other one starts: it would wait for the end of its own descriptor.
+            os.close(writer)
+        try:
+            unpacking = helper.start(
+                ids,
+                unpack,
+                directories={"it": target},
+                files={},
+                output=log,
+                errors=log,
+                env={},
+                stdin=stream.fileno(),
+            )
+            code = finish(unpacking, seconds=SECONDS)
+        except BaseException:
+            packing.kill()
+            raise
+    if code:
+        packing.kill()
+    if code or finish(packing, seconds=SECONDS):
+        raise RoomFault(f"{source} cannot be copied; tar's output is in the log", code="base")
 
 
 def _install_tools(spec: BaseSpec, new: Path, ids: Ids, log: int) -> None:

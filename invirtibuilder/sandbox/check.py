@@ -6,13 +6,14 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from invirtibuilder.errors import MachineFault
 from invirtibuilder.run import CLEAN
 from invirtibuilder.sandbox import helper, kernel, seccomp_filter
 from invirtibuilder.sandbox.ids import Ids, enter, finish, make_tree, remove_tree
+from invirtibuilder.sandbox.slots import slots
 
 PROGRAMS = {
     "newuidmap": "uidmap",
@@ -24,10 +25,11 @@ PROGRAMS = {
 SECONDS = 20.0
 
 
-def self_check(directory: Path) -> list[str]:
+def self_check(directory: Path, numbers: Sequence[int] = ()) -> list[str]:
     """The problems of this machine with sandboxes whose trees are in `directory`, which is ours.
 
-    Each is tried out, not looked up. Empty when everything works.
+    `numbers` are the slots in use, all if none is given. Each is tried out, not looked up. Empty
+    when everything works.
     """
     found = [
         f"{program} is missing: apt-get install {package}"
@@ -37,12 +39,13 @@ def self_check(directory: Path) -> list[str]:
     if found:
         return found
     try:
-        ids = Ids.of_user()
+        blocks = [slot.ids for slot in slots(directory, numbers)]
     except MachineFault as fault:
         return [f"{fault}: {fault.hint}"]
-    problem = _user_namespace(ids)
-    if problem:
-        return [problem]
+    for ids in blocks:
+        if problem := _user_namespace(ids):
+            return [problem]
+    ids = blocks[0]
     tries = (_namespaces, _proc, _filter)
     return [p for p in (*(t(ids) for t in tries), _overlay(ids, directory)) if p]
 

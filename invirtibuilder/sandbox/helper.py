@@ -18,6 +18,7 @@ from invirtibuilder.sandbox.ids import Entered, Ids, enter, fork_init, report
 from invirtibuilder.sandbox.inner import plain_signals, reap_until
 
 NAMESPACES = kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
+Standard = tuple[int | None, int, int]
 PLACE = "/tmp"  # noqa: S108 (a tmpfs of its own)
 
 
@@ -30,10 +31,11 @@ def start(
     output: int,
     errors: int,
     env: Mapping[str, str],
+    stdin: int | None = None,
 ) -> Entered:
     """Start a program that finds `directories` and `files` at /tmp/NAME; see `ids.finish`.
 
-    It and all that it starts die with us.
+    Its standard input is empty unless given. It and all that it starts die with us.
     """
     sources: dict[str, int] = {}
 
@@ -44,7 +46,7 @@ def start(
     def body(control: socket.socket) -> int:
         init = fork_init()
         if init == 0:
-            _init(control, argv, sources, files, (output, errors), environment(env))
+            _init(control, argv, sources, files, (stdin, output, errors), environment(env))
         return os.waitstatus_to_exitcode(os.waitpid(init, 0)[1]) & 0xFF
 
     def session(_: socket.socket) -> None:
@@ -58,7 +60,7 @@ def _init(
     argv: Sequence[str],
     sources: Mapping[str, int],
     files: Mapping[str, str],
-    standard: tuple[int, int],
+    standard: Standard,
     env: Mapping[str, str],
 ) -> NoReturn:
     code = 70
@@ -87,11 +89,13 @@ def _init(
 
 
 def _execute(
-    control: socket.socket, argv: Sequence[str], standard: tuple[int, int], env: Mapping[str, str]
+    control: socket.socket, argv: Sequence[str], standard: Standard, env: Mapping[str, str]
 ) -> NoReturn:
     try:
-        null = os.open("/dev/null", os.O_RDONLY)
-        copies = [os.dup(fd) for fd in (null, *standard)]
+        stdin, *others = standard
+        if stdin is None:
+            stdin = os.open("/dev/null", os.O_RDONLY)
+        copies = [os.dup(fd) for fd in (stdin, *others)]
         for number, fd in enumerate(copies):
             os.dup2(fd, number, inheritable=True)
         os.execve(argv[0], list(argv), dict(env))  # noqa: S606

@@ -35,52 +35,66 @@ class Ids:
     count: int = COUNT
 
     @classmethod
-    def of_user(cls) -> Ids:
-        """The current user's first block in /etc/subuid and /etc/subgid (also root's).
+    def of_user(cls, number: int = 1) -> Ids:
+        """The current user's block of this number in /etc/subuid and /etc/subgid (also root's).
 
-        Raises MachineFault with the command that adds one.
+        Raises MachineFault with the command that adds what is missing.
         """
-        try:
-            name = pwd.getpwuid(os.getuid()).pw_name
-        except KeyError:
-            name = str(os.getuid())
-        uid = _first_block(Path("/etc/subuid"), name, os.getuid())
-        gid = _first_block(Path("/etc/subgid"), name, os.getuid())
-        if uid is None or gid is None:
+        blocks = cls.all_of_user()
+        if len(blocks) < number:
+            name = _user()
             raise MachineFault(
-                f"{name} has no {COUNT} subordinate ids in /etc/subuid and /etc/subgid",
-                hint=_adding(name),
+                f"{name} has {len(blocks)} blocks of {COUNT} subordinate ids in /etc/subuid and"
+                f" /etc/subgid, and block {number} is asked for",
+                hint=_adding(name, number - len(blocks)),
                 code="no-subordinate-ids",
             )
-        return cls(first_uid=uid, first_gid=gid)
+        return blocks[number - 1]
+
+    @classmethod
+    def all_of_user(cls) -> list[Ids]:
+        """The current user's blocks, counted through its ranges in the files' order."""
+        uids, gids = (_blocks(Path(file)) for file in ("/etc/subuid", "/etc/subgid"))
+        return [cls(first_uid=u, first_gid=g) for u, g in zip(uids, gids, strict=False)]
 
 
-def _blocks(path: Path) -> list[tuple[str, int, int]]:
-    blocks = []
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _ranges(path: Path) -> list[tuple[str, int, int]]:
+    ranges = []
     for line in path.read_text().splitlines() if path.exists() else ():
         fields = line.split(":")
         if len(fields) == 3 and fields[1].isdigit() and fields[2].isdigit():
-            blocks.append((fields[0], int(fields[1]), int(fields[2])))
-    return blocks
+            ranges.append((fields[0], int(fields[1]), int(fields[2])))
+    return ranges
 
 
-def _first_block(path: Path, name: str, own: int) -> int | None:
-    for owner, first, count in _blocks(path):
-        apart = not first <= own < first + COUNT
-        if owner in (name, str(own)) and count >= COUNT and apart:
-            return first
-    return None
+def _blocks(path: Path) -> list[int]:
+    """Where the current user's blocks begin; none has its own id, and no two have one in common."""
+    own, found = os.getuid(), list[int]()
+    for owner, first, count in _ranges(path):
+        if owner in (_user(), str(own)):
+            for start in range(first, first + count - COUNT + 1, COUNT):
+                taken = any(abs(start - other) < COUNT for other in found)
+                if not taken and not start <= own < start + COUNT:
+                    found.append(start)
+    return found
 
 
-def _adding(name: str) -> str:
+def _adding(name: str, blocks: int) -> str:
     taken = [
         first + count
         for path in (Path("/etc/subuid"), Path("/etc/subgid"))
-        for _, first, count in _blocks(path)
+        for _, first, count in _ranges(path)
     ]
     first = max([100000, *taken])
-    block = f"{first}-{first + COUNT - 1}"
-    return f"usermod --add-subuids {block} --add-subgids {block} {name}"
+    ids = f"{first}-{first + blocks * COUNT - 1}"
+    return f"usermod --add-subuids {ids} --add-subgids {ids} {name}"
 
 
 @dataclass

@@ -25,6 +25,8 @@ from invirtibuilder.sandbox.layers import discard
 
 TOP = Path(__file__).parents[2]
 PATIENCE = 600
+DOMAIN = "builders"
+POCKETS = ("dev", "staging", "prod")
 
 
 @dataclass
@@ -39,6 +41,11 @@ class TestSite:
     @property
     def file(self) -> Path:
         return self.directory / "invirtibuilder.yaml"
+
+    @property
+    def slot(self) -> Path:
+        """The worker's one slot."""
+        return self.directory / "work" / DOMAIN / "slot-1"
 
     def env(self) -> dict[str, str]:
         return {
@@ -139,11 +146,12 @@ def made_site(base: Base, layers: Path, **changes: Any) -> Iterator[TestSite]:
     site = TestSite(directory)
     try:
         site.cli("init", str(directory))
-        for domain in ("trusted", "untrusted"):
-            work = directory / "work" / domain
-            work.mkdir(parents=True)
-            (work / "bases").symlink_to(base.directory.parents[1])
-            (work / "layers").symlink_to(layers)
+        # One domain: the shared base belongs to the account's first block of ids.
+        site.configure(domains={DOMAIN: {}})
+        site.configure(**{f"pockets__{p}__trust_domain": DOMAIN for p in POCKETS})
+        site.slot.mkdir(parents=True)
+        (site.slot / "bases").symlink_to(base.directory.parents[1])
+        (site.slot / "layers").symlink_to(layers)
         if changes:
             site.configure(**changes)
         yield site

@@ -45,7 +45,9 @@ def place(accounts: Accounts, base: Base, layers: Path) -> Iterator[TestSite]:
         path.mkdir()
         shutil.chown(path, owner, accounts.worker_group)
     work.chmod(0o711)
-    (work / "bases").symlink_to(base.directory.parents[1])
+    (work / "slot-1").mkdir()
+    shutil.chown(work / "slot-1", accounts.worker, accounts.worker_group)
+    (work / "slot-1/bases").symlink_to(base.directory.parents[1])
     python = [*as_account(accounts.daemon), "/usr/bin/python3", "-m", "invirtibuilder"]
     site = TestSite(home, python, {"PYTHONPATH": str(code)})
     try:
@@ -81,7 +83,13 @@ def _clear(site: TestSite, work: Path) -> None:
         "import sys; from pathlib import Path; from invirtibuilder.sandbox import layers, ids;"
         "[layers.discard(p, ids.Ids.of_user()) for p in Path(sys.argv[1]).glob('*')]"
     )
-    argv = [*as_account(_owner(work)), "/usr/bin/python3", "-c", program, str(work / "layers")]
+    argv = [
+        *as_account(_owner(work)),
+        "/usr/bin/python3",
+        "-c",
+        program,
+        str(work / "slot-1/layers"),
+    ]
     run(argv, env=site.env())
 
 

@@ -47,7 +47,7 @@ def test_a_limit_ends_the_build_and_is_named(
 
 
 def test_nothing_is_left_of_an_ended_build(limited: TestSite) -> None:
-    assert not list((limited.directory / "work/untrusted/scratch").iterdir())
+    assert not list((limited.slot / "scratch").iterdir())
 
 
 def test_cancel_stops_a_running_build(site: TestSite, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_the_worker_is_a_filter(site: TestSite, tmp_path: Path) -> None:
     site.package("filtered", repo.path)
     job = site.publish("dev", "filtered", repo.commit)
     attempt = site.directory / "jobs" / job["job"] / "attempts/build-1"
-    argv = [*site.python, "worker", "--directory", str(site.directory / "work/untrusted")]
+    argv = [*site.python, "worker", "--directory", str(site.slot.parent)]
     with (attempt / "order.tar").open("rb") as order:
         done = run(["sh", "-c", 'cat | "$@" | cat', "sh", *argv], env=site.env(), stdin=order)
     with tarfile.open(fileobj=io.BytesIO(done.out)) as result:

@@ -1,0 +1,58 @@
+"""A slot's base: its own when it is the newest of all slots, else a copy of that, else a new one.
+
+Making one takes a minute and a mirror; copying one through the ids takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from invirtibuilder.files import locked
+from invirtibuilder.sandbox.base import Base, BaseSpec, copy_base, current, make_base
+from invirtibuilder.sandbox.ids import Ids
+
+
+def slot_base(
+    spec: BaseSpec,
+    domain: Path,
+    slot: Path,
+    ids: Ids,
+    *,
+    log: int,
+    say: Callable[[str], None],
+    refresh: bool = False,
+) -> Base:
+    """The base of this spec in the directory `slot`, as new as in any slot of `domain`.
+
+    With `refresh` it is made anew; the other slots copy it when they need it. Several callers
+    make, or refresh, it once. Raises RoomFault, MachineFault.
+    """
+    before = _newest(spec, domain)
+    own = current(spec, slot / "bases")
+    if own and before and not refresh and own.made >= before[0].made:
+        return own
+    with locked(domain / f"base-{spec.key}.lock"):
+        newest = _newest(spec, domain)
+        made_meanwhile = newest and (before is None or newest[0].made > before[0].made)
+        if newest and (made_meanwhile or not refresh):
+            own = current(spec, slot / "bases")
+            if own and own.made >= newest[0].made:
+                return own
+            base, of = newest
+            say(f"base: a copy of the one in {base.directory.relative_to(domain).parts[0]}")
+            return copy_base(base, spec, of, slot / "bases", ids, log=log)
+        say(f"base: mmdebstrap makes one of {spec.suite}, which takes a minute")
+        return make_base(spec, slot / "bases", ids, log=log, refresh=refresh)
+
+
+def _newest(spec: BaseSpec, domain: Path) -> tuple[Base, Ids] | None:
+    return max(_bases(spec, domain), key=lambda found: found[0].made, default=None)
+
+
+def _bases(spec: BaseSpec, domain: Path) -> Iterator[tuple[Base, Ids]]:
+    """What the slots have, as far as their blocks are still the account's."""
+    blocks = Ids.all_of_user()
+    for number, ids in enumerate(blocks, 1):
+        if base := current(spec, domain / f"slot-{number}" / "bases"):
+            yield base, ids

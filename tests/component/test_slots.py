@@ -1,0 +1,261 @@
+"""Slots: blocks of subordinate ids, who has which, and one base for all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from invirtibuilder.errors import Cancelled, MachineFault, RoomFault
+from invirtibuilder.files import write_json
+from invirtibuilder.sandbox import base as bases
+from invirtibuilder.sandbox import helper, slotbase
+from invirtibuilder.sandbox import ids as subordinate
+from invirtibuilder.sandbox.base import Base, BaseSpec
+from invirtibuilder.sandbox.check import self_check
+from invirtibuilder.sandbox.ids import COUNT, Ids, finish, make_tree
+from invirtibuilder.sandbox.slotbase import slot_base
+from invirtibuilder.sandbox.slots import Slot, slots, taken
+from tests.support.base import remove_bases
+
+SPEC = BaseSpec(suite="tiny", architecture="amd64", sources="none")
+
+CONTENT = """cd /tmp/it
+mkdir -p usr/bin work/work; echo one >usr/bin/one; ln usr/bin/one usr/bin/twin; ln -s one usr/link
+chmod 4755 usr/bin/one; touch -d @1600000000.123456789 usr/bin/one; chmod 0 work/work
+echo two >two; chown 1000:1000 two; mknod gone c 0 0; mkdir opaque
+python3 -c '
+import os
+os.setxattr("opaque", "user.overlay.opaque", b"y")
+os.setxattr("two", "security.capability", bytes.fromhex("01000002000400" + 26 * "0"))'
+"""
+"""What is easily lost: hard links, modes, owners, fractions of seconds, whiteouts, attributes."""
+
+SEEN = """cd /tmp/it; find . -printf '%p %m %U %G %T@ %n %y %l\\n' | sort
+python3 -c '
+import os
+for name in ("opaque", "two"):
+    print({a: os.getxattr(name, a).hex() for a in sorted(os.listxattr(name))})'"""
+
+
+def inside(ids: Ids, tree: Path, program: str) -> str:
+    """What a program that finds a tree at /tmp/it says, as root of these ids."""
+    reader, writer = os.pipe()
+    entered = helper.start(
+        ids,
+        ["/bin/sh", "-euc", program],
+        directories={"it": tree},
+        files={},
+        output=writer,
+        errors=2,
+        env={},
+    )
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        text = stream.read()
+    assert finish(entered, seconds=60) == 0
+    return text
+
+
+@pytest.fixture
+def domain(tmp_path: Path) -> Iterator[Path]:
+    """A worker's directory."""
+    tmp_path.chmod(0o755)
+    made = tmp_path / "domain"
+    made.mkdir(mode=0o711)
+    yield made
+    for slot in slots(made):
+        if slot.directory.exists():
+            remove_bases(slot.ids, slot.directory / "bases")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[int]:
+    with (tmp_path / "log").open("wb") as file:
+        yield file.fileno()
+
+
+def tiny(slot: Slot, made: str, log: int) -> Base:
+    """A base as if mmdebstrap had made it."""
+    place = slot.directory / "bases" / SPEC.key / made[:10]
+    place.mkdir(parents=True)
+    for name in ("root", "tools"):
+        make_tree(slot.ids, place / name)
+    inside(slot.ids, place / "root", CONTENT)
+    inside(slot.ids, place / "tools", "mkdir /tmp/it/upper; mknod /tmp/it/upper/gone c 0 0")
+    digest = bases._digest(place / "root", slot.ids, log)
+    write_json(place / "base.json", {"digest": digest, "made": made})
+    link = place.parent / "current"
+    link.unlink(missing_ok=True)
+    link.symlink_to(place.name)
+    found = bases.current(SPEC, slot.directory / "bases")
+    assert found
+    return found
+
+
+def of_slot(domain: Path, number: int, log: int, said: list[str], *, refresh: bool = False) -> Base:
+    (slot,) = slots(domain, [number])
+    return slot_base(
+        SPEC, domain, slot.directory, slot.ids, log=log, say=said.append, refresh=refresh
+    )
+
+
+class TestBlocks:
+    def test_they_are_counted_through_the_ranges(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "getuid", lambda: 0)
+        file = tmp_path / "subuid"
+        file.write_text(
+            f"root:100000:{COUNT - 1}\n"  # too few
+            f"other:200000:{COUNT}\n"
+            f"root:300000:{2 * COUNT + 5}\nbad line\n"
+            f"0:300000:{COUNT}\n"  # the same ids by the account's number
+            f"0:{300000 + 3 * COUNT}:{COUNT}\n"
+            f"root:0:{2 * COUNT}\n"  # with the account's own id
+        )
+        expected = [300000, 300000 + COUNT, 300000 + 3 * COUNT, COUNT]
+        assert subordinate._blocks(file) == expected
+        assert subordinate._blocks(tmp_path / "none") == []
+
+    def test_too_few_are_a_fault_with_the_command_that_adds_them(self, tmp_path: Path) -> None:
+        have = Ids.all_of_user()
+        assert len(have) >= 2, "conf/quickstart --prepare gives two"
+        assert not {b.first_uid for b in have} & {b.first_uid + COUNT - 1 for b in have}
+        with pytest.raises(MachineFault, match=f"and block {len(have) + 2} is asked") as caught:
+            slots(tmp_path, range(1, len(have) + 3))
+        first, _, rest = caught.value.hint.removeprefix("usermod --add-subuids ").partition("-")
+        assert int(first) >= max(b.first_uid for b in have) + COUNT
+        assert int(rest.split(" ")[0]) == int(first) + 2 * COUNT - 1
+        (problem,) = self_check(tmp_path, range(1, len(have) + 3))
+        assert "usermod --add-subuids" in problem
+
+    def test_every_one_has_a_folder_of_its_own(self, tmp_path: Path) -> None:
+        found = slots(tmp_path)
+        assert len({s.directory for s in found}) == len(Ids.all_of_user()) == len(found)
+        assert slots(tmp_path, [2])[0].ids == Ids.of_user(2)
+
+
+class TestTaken:
+    def test_orders_at_once_have_different_ones(self, domain: Path) -> None:
+        with taken(domain, [1, 2]) as one:
+            with taken(domain, [1, 2]) as other:
+                assert [one.number, other.number] == [1, 2]
+                assert one.ids != other.ids
+            with taken(domain, [1, 2]) as again:
+                assert again == other
+
+    def test_one_too_many_waits_for_its_turn(self, domain: Path) -> None:
+        said = threading.Event()
+        got: list[int] = []
+
+        def wait() -> None:
+            with taken(domain, [2], waiting=said.set) as slot:
+                got.append(slot.number)
+
+        with taken(domain, [2]):
+            thread = threading.Thread(target=wait)
+            thread.start()
+            assert said.wait(30)
+            assert not got
+        thread.join(30)
+        assert got == [2]
+
+    def test_a_cancel_ends_the_waiting(self, domain: Path) -> None:
+        with (
+            taken(domain, [1]),
+            pytest.raises(Cancelled),
+            taken(domain, [1], stop=lambda: True),
+        ):
+            pass
+
+    def test_who_is_killed_leaves_it_free(self, domain: Path) -> None:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with taken(domain, [1]):
+                os.write(writer, b"x")
+                signal.pause()
+        assert os.read(reader, 1) == b"x"
+        with pytest.raises(Cancelled), taken(domain, [1], stop=lambda: True):
+            pass
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with taken(domain, [1]) as slot:
+            assert slot.number == 1
+        os.close(reader)
+        os.close(writer)
+
+
+class TestBases:
+    def test_a_slot_without_one_copies_it_with_all_there_is(self, domain: Path, log: int) -> None:
+        one, two = slots(domain, [1, 2])
+        first = tiny(one, "2026-01-01T00:00:00.000Z", log)
+        said: list[str] = []
+        copy = of_slot(domain, 2, log, said)
+        assert said == ["base: a copy of the one in slot-1"]
+        assert copy.directory.parent == two.directory / "bases" / SPEC.key
+        assert (copy.digest, copy.made) == (first.digest, first.made)
+        assert copy.root.stat().st_uid == two.ids.first_uid
+        assert inside(two.ids, copy.root, SEEN) == inside(one.ids, first.root, SEEN)
+        assert (copy.tools / "gone").is_char_device()
+        # And has it from now on.
+        assert of_slot(domain, 2, log, said) == copy
+        assert len(said) == 1
+
+    def test_a_newer_one_replaces_an_older_one(self, domain: Path, log: int) -> None:
+        one, two = slots(domain, [1, 2])
+        old = tiny(two, "2026-01-01T00:00:00.000Z", log)
+        new = tiny(one, "2026-01-02T00:00:00.000Z", log)
+        copy = of_slot(domain, 2, log, [])
+        assert copy.made == new.made
+        # Builds that use the older one go on.
+        assert old.root.is_dir()
+        assert of_slot(domain, 1, log, []) == new
+
+    def test_a_refresh_makes_one_whatever_the_others_have(
+        self, domain: Path, log: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tiny(slots(domain, [1])[0], "2026-01-01T00:00:00.000Z", log)
+        said: list[str] = []
+        # No suite is called tiny.
+        with pytest.raises(RoomFault, match="mmdebstrap made no base of tiny"):
+            of_slot(domain, 2, log, said, refresh=True)
+        assert said == ["base: mmdebstrap makes one of tiny, which takes a minute"]
+
+    def test_who_waits_for_anothers_refresh_takes_that(
+        self, domain: Path, log: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one, _ = slots(domain, [1, 2])
+        tiny(one, "2026-01-01T00:00:00.000Z", log)
+        newest = slotbase._newest
+        seen: list[object] = []
+
+        def looked(spec: BaseSpec, place: Path) -> tuple[Base, Ids] | None:
+            found = newest(spec, place)
+            if not seen:  # the first look; before the second one somebody else has refreshed it
+                tiny(one, "2026-01-02T00:00:00.000Z", log)
+            seen.append(found)
+            return found
+
+        monkeypatch.setattr(slotbase, "_newest", looked)
+        said: list[str] = []
+        copy = of_slot(domain, 2, log, said, refresh=True)
+        assert (copy.made, said) == (
+            "2026-01-02T00:00:00.000Z",
+            ["base: a copy of the one in slot-1"],
+        )
+
+    def test_a_copy_that_is_not_the_same_is_none(self, domain: Path, log: int) -> None:
+        one, two = slots(domain, [1, 2])
+        base = tiny(one, "2026-01-01T00:00:00.000Z", log)
+        record = json.loads((base.directory / "base.json").read_text())
+        write_json(base.directory / "base.json", {**record, "digest": "0" * 64})
+        with pytest.raises(RoomFault, match="is not the same"):
+            of_slot(domain, 2, log, [])
+        assert list((two.directory / "bases" / SPEC.key).iterdir()) == []
