@@ -1,8 +1,10 @@
 """Who may do what in a pocket: exact principals, files of them, programs that print them.
 
 A principal is granted only what a source says of exactly this name: case, instance and realm
-count, nothing is completed, and there are no patterns. What cannot be read, or holds one line
-that cannot be understood, grants nothing at all.
+count, nothing is completed, and there are no patterns. So an anonymous principal
+(WELLKNOWN/ANONYMOUS@WELLKNOWN:ANONYMOUS, RFC 8062), or one of another realm, may what it is named
+for, and nothing else. What cannot be read, or holds one line that cannot be understood, grants
+nothing at all.
 """
 
 from __future__ import annotations
@@ -20,8 +22,6 @@ from invirtibuilder.settings import AclEntry
 
 MAX_BYTES = 1 << 20
 TIMEOUT = 20.0
-ANONYMOUS = "WELLKNOWN/ANONYMOUS"
-"""Anybody at all, in the eyes of a KDC (RFC 8062); in whatever realm, never granted anything."""
 UNREADABLE = "acl-unreadable"
 # What means more than a name to remctl: to skip a `deny:` would be to grant.
 DIRECTIVE = re.compile(
@@ -93,8 +93,6 @@ def never(principal: str) -> Reason | None:
         model.principal(principal)
     except Malformed as fault:
         return fault.reasons[0]
-    if principal == ANONYMOUS or principal.startswith(f"{ANONYMOUS}@"):
-        return Reason(code="acl-anonymous", message="an anonymous principal may do nothing")
     return None
 
 

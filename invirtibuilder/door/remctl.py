@@ -32,8 +32,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing, too, takes its time to import
     from typing import NoReturn
 
-ANONYMOUS = "WELLKNOWN/"
-"""RFC 8062 and 6111: names that are nobody's, such as WELLKNOWN/ANONYMOUS."""
 POLL = 0.2
 HEARTBEAT = 10.0
 """Seconds of silence after which `follow` says so: remctld sees that a caller has gone only when
@@ -84,8 +82,6 @@ def _principal(environment: Mapping[str, str]) -> str:
         model.principal(who)
     except Malformed as fault:
         raise Denied(f"nobody is asking: {fault}", code="no-principal") from fault
-    if who.startswith(ANONYMOUS):
-        raise Denied(f"{who} is nobody", code="anonymous")
     return who
 
 

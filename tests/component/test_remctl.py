@@ -153,22 +153,6 @@ def test_bad_input(door: Door) -> None:
     assert "forged" not in door.place.log.read_text()
 
 
-def test_without_a_good_ticket(door: Door) -> None:
-    """remctl's own failures: 1, and nothing is queued."""
-    before = door.known
-    short = door.realm.ticket("alice", "-l", "1s")
-    good = door.realm.of("alice")
-    time.sleep(3.5)  # whole seconds, on both sides
-    words = ("build", "submit", "dev", "greet", "main")
-    for env in (door.realm.env, {**good, "KRB5CCNAME": f"FILE:{short}"}):
-        done = remctl(door.realm, env, door.port, *words)
-        assert done.code == 1, done
-        assert done.err.startswith(b"remctl: ")
-    argv = ["remctl", "-p", str(door.port), "-s", "host/elsewhere", "localhost", *words]
-    assert run(argv, env=good, check=False).code == 1
-    assert door.known == before
-
-
 def test_cancel_and_retry(door: Door) -> None:
     """Own jobs always, others' with the right to; a pocket that one may not see hides its jobs."""
     with door.worker.held("build") as held:

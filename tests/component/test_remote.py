@@ -28,7 +28,7 @@ from invirtibuilder.run import Done, run
 from tests.support import packages
 from tests.support import place as places
 from tests.support.gitwork import Work
-from tests.support.kdc import Realm, free_port, remctld
+from tests.support.kdc import Realm, free_port, remctld, shifted
 from tests.support.place import ROOT
 
 SCRIPT = f"""#!{sys.executable} -IS
@@ -240,35 +240,10 @@ def test_a_server_without_the_key(realm: Realm, tmp_path: Path) -> None:
         assert caught.value.code in ("gss", "connection-lost")
 
 
-CLOCK = """
-#define _GNU_SOURCE
-#include <sys/time.h>
-#include <time.h>
-#include <unistd.h>
-#include <sys/syscall.h>
-time_t time(time_t *t) {
-    struct timespec s;
-    syscall(SYS_clock_gettime, CLOCK_REALTIME, &s);
-    if (t) *t = s.tv_sec + 900;
-    return s.tv_sec + 900;
-}
-int gettimeofday(struct timeval *restrict t, void *restrict z) {
-    struct timespec s;
-    syscall(SYS_clock_gettime, CLOCK_REALTIME, &s);
-    t->tv_sec = s.tv_sec + 900;
-    t->tv_usec = s.tv_nsec / 1000;
-    return 0;
-}
-"""
-
-
 @pytest.mark.usefixtures("alice")
 def test_clocks_that_differ(realm: Realm, tmp_path: Path) -> None:
     (tmp_path / "conf").write_text("test ALL /bin/true ANYUSER\n")
-    (tmp_path / "clock.c").write_text(CLOCK)
-    late = tmp_path / "clock.so"
-    run(["gcc", "-shared", "-fPIC", "-o", late, tmp_path / "clock.c"])
-    with remctld(realm, tmp_path / "conf", env={"LD_PRELOAD": str(late)}) as port:
+    with remctld(realm, tmp_path / "conf", env=shifted(tmp_path, 900)) as port:
         with pytest.raises(MachineFault, match="clock") as caught:
             Connection("localhost", port)
         assert caught.value.code == "clock-skew"

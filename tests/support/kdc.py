@@ -17,6 +17,9 @@ import pytest
 from invirtibuilder.run import Done, run, started_group
 
 REALM = "BUILD.TEST"
+FOREIGN = "OTHER.TEST"
+"""Another realm, whose tickets the first one trusts; it has an alice, too."""
+ANONYMOUS = "WELLKNOWN/ANONYMOUS@WELLKNOWN:ANONYMOUS"
 USERS = ("alice", "bob", "carol")
 SERVICE = "host/localhost"
 PATIENCE = 10.0
@@ -46,16 +49,61 @@ class Realm:
         """The whole principal of a user."""
         return f"{name}@{REALM}"
 
-    def ticket(self, name: str, *options: str) -> Path:
-        """A new credential cache of the user, with `options` for kinit."""
+    def ticket(self, name: str, *options: str, env: Mapping[str, str] | None = None) -> Path:
+        """A new credential cache of the user, with `options` for kinit and more environment."""
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.directory))
         argv = ["kinit", *options, "-c", f"FILE:{folder}/cc", "-k", "-t"]
-        run([*argv, self.directory / f"{name}.keytab", name], env=self.env, timeout=PATIENCE)
+        env = {**self.env, **(env or {})}
+        run([*argv, self.directory / f"{name}.keytab", name], env=env, timeout=PATIENCE)
         return folder / "cc"
+
+    def anonymous(self) -> dict[str, str]:
+        """The environment of a client with an anonymous ticket (PKINIT without a certificate)."""
+        cache = Path(tempfile.mkdtemp(prefix="anonymous-", dir=self.directory), "cc")
+        run(["kinit", "-n", "-c", f"FILE:{cache}"], env=self.env, timeout=PATIENCE)
+        return {**self.env, "KRB5CCNAME": f"FILE:{cache}"}
+
+    def foreign(self) -> dict[str, str]:
+        """The environment of a client with a ticket of the foreign alice."""
+        cache = Path(tempfile.mkdtemp(prefix="foreign-", dir=self.directory), "cc")
+        argv = ["kinit", "-c", f"FILE:{cache}", "-k", "-t", f"{self.directory}/foreign.keytab"]
+        run([*argv, f"alice@{FOREIGN}"], env=self.env, timeout=PATIENCE)
+        return {**self.env, "KRB5CCNAME": f"FILE:{cache}"}
 
     def of(self, name: str) -> dict[str, str]:
         """The environment of a client with a new ticket of the user."""
         return {**self.env, "KRB5CCNAME": f"FILE:{self.ticket(name)}"}
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+#include <sys/syscall.h>
+int gettimeofday(struct timeval *restrict t, void *restrict z) {
+    struct timespec s;
+    syscall(SYS_clock_gettime, CLOCK_REALTIME, &s);
+    t->tv_sec = s.tv_sec + (SECONDS);
+    t->tv_usec = s.tv_nsec / 1000;
+    return 0;
+}
+time_t time(time_t *t) {
+    struct timeval now;
+    gettimeofday(&now, 0);
+    if (t) *t = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+
+
+def shifted(folder: Path, seconds: int) -> dict[str, str]:
+    """An environment in which Kerberos takes the clock to be that much ahead."""
+    (folder / "clock.c").write_text(CLOCK)
+    library = folder / f"clock{seconds}.so"
+    macro = f"-DSECONDS={seconds}"
+    run(["gcc", "-shared", "-fPIC", macro, "-o", library, folder / "clock.c"], timeout=60)
+    return {"LD_PRELOAD": str(library)}
 
 
 def free_port() -> int:
@@ -84,22 +132,70 @@ def _configure(directory: Path, port: int) -> None:
     (directory / "krb5.conf").write_text(
         f"[libdefaults]\n default_realm = {REALM}\n dns_lookup_kdc = false\n"
         " dns_lookup_realm = false\n rdns = false\n dns_canonicalize_hostname = false\n"
-        f" udp_preference_limit = 1\n[realms]\n {REALM} = {{\n  kdc = 127.0.0.1:{port}\n }}\n"
+        f" udp_preference_limit = 1\n"
+        f"[realms]\n {REALM} = {{\n  kdc = 127.0.0.1:{port}\n"
+        f"  pkinit_anchors = FILE:{directory}/kdc.pem\n }}\n"
+        f" {FOREIGN} = {{\n  kdc = 127.0.0.1:{port}\n }}\n"
         f"[domain_realm]\n localhost = {REALM}\n"
         f"[logging]\n kdc = FILE:{directory}/kdc.log\n default = FILE:{directory}/krb5.log\n"
     )
     listen = f"127.0.0.1:{port}"
     (directory / "kdc.conf").write_text(
         f"[kdcdefaults]\n kdc_listen = {listen}\n kdc_tcp_listen = {listen}\n"
-        f"[realms]\n {REALM} = {{\n  database_name = {directory}/principal\n"
-        f"  key_stash_file = {directory}/stash\n  acl_file = {directory}/kadm5.acl\n"
-        "  max_life = 10h\n }\n"
+        "[realms]\n"
+        + "".join(
+            f" {name} = {{\n  database_name = {directory}/{name}\n"
+            f"  key_stash_file = {directory}/{name}.stash\n  acl_file = {directory}/kadm5.acl\n"
+            f"  pkinit_identity = FILE:{directory}/kdc.pem,{directory}/kdc.key\n"
+            "  max_life = 10h\n }\n"
+            for name in (REALM, FOREIGN)
+        )
     )
+
+
+def _certify(directory: Path) -> None:
+    """The KDC's certificate for PKINIT: its key usage and name are those of RFC 4556, 3.2.4."""
+    (directory / "openssl.cnf").write_text(
+        f"[req]\ndistinguished_name = name\nprompt = no\n[name]\nCN = KDC of {REALM}\n"
+        "[kdc]\nbasicConstraints = critical,CA:TRUE\n"
+        "keyUsage = digitalSignature,keyEncipherment,keyCertSign\n"
+        "extendedKeyUsage = 1.3.6.1.5.2.3.5\n"
+        "subjectAltName = otherName:1.3.6.1.5.2.2;SEQUENCE:principal\n"
+        f"[principal]\nrealm = EXP:0,GeneralString:{REALM}\nname = EXP:1,SEQUENCE:typed\n"
+        "[typed]\ntype = EXP:0,INTEGER:1\nparts = EXP:1,SEQUENCE:parts\n"
+        f"[parts]\nfirst = GeneralString:krbtgt\nsecond = GeneralString:{REALM}\n"
+    )
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    argv += ["-config", str(directory / "openssl.cnf"), "-extensions", "kdc"]
+    run([*argv, "-keyout", directory / "kdc.key", "-out", directory / "kdc.pem"], timeout=60)
+
+
+def _populate(realm: Realm) -> None:
+    """The principals of both realms, and the way from the foreign one into ours."""
+    directory = realm.directory
+    principals = {
+        REALM: [(SERVICE, "host"), *((user, user) for user in USERS)],
+        FOREIGN: [("alice", "foreign")],
+    }
+    for name, keytabs in principals.items():
+        run(
+            ["kdb5_util", "-r", name, "create", "-s", "-P", "master"],
+            env=realm.env,
+            timeout=60,
+        )
+        lines = [f"addprinc -pw trusted krbtgt/{REALM}@{FOREIGN}"]
+        if name == REALM:
+            lines.append("addprinc -randkey WELLKNOWN/ANONYMOUS")
+        for principal, keytab in keytabs:
+            lines.append(f"addprinc -randkey {principal}")
+            lines.append(f"ktadd -k {directory}/{keytab}.keytab -norandkey {principal}")
+        commands = "\n".join([*lines, ""]).encode()
+        run(["kadmin.local", "-r", name], env=realm.env, stdin=commands, timeout=60)
 
 
 @contextlib.contextmanager
 def kdc() -> Iterator[Realm]:
-    """A new realm with alice, bob and carol, and its KDC running."""
+    """A new realm with alice, bob and carol, and its KDC running, which is a foreign one's, too."""
     _need("krb5kdc", "krb5-kdc")
     _need("kadmin.local", "krb5-admin-server")
     _need("kinit", "krb5-user")
@@ -108,19 +204,13 @@ def kdc() -> Iterator[Realm]:
     port = free_port()
     _configure(directory, port)
     try:
-        create = ["kdb5_util", "-r", REALM, "create", "-s", "-P", "master"]
-        run(create, env=realm.env, timeout=60)
-        lines = []
-        for name, keytab in ((SERVICE, "host"), *((user, user) for user in USERS)):
-            lines.append(f"addprinc -randkey {name}")
-            lines.append(f"ktadd -k {directory}/{keytab}.keytab -norandkey {name}")
-        commands = "\n".join([*lines, ""]).encode()
-        run(["kadmin.local", "-r", REALM], env=realm.env, stdin=commands, timeout=60)
+        _certify(directory)
+        _populate(realm)
         log = directory / "out"
         with (
             log.open("wb") as out,
             started_group(
-                ["krb5kdc", "-n", "-r", REALM, "-P", str(directory / "kdc.pid")],
+                ["krb5kdc", "-n", "-r", REALM, "-r", FOREIGN, "-P", str(directory / "kdc.pid")],
                 env=realm.env,
                 stdout=out,
                 stderr=out,
