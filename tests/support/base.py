@@ -1,4 +1,4 @@
-"""One Debian base a test run, shared by all tests, and rooms to try things in.
+"""One Debian base a test run, shared by all tests and processes, and rooms to try things in.
 
 INVIRTIBUILDER_TEST_BASE_DIR names a directory in which it is kept for the next run.
 """
@@ -24,6 +24,10 @@ from invirtibuilder.sandbox.ids import Ids, make_tree, remove_tree
 from invirtibuilder.sandbox.userns import UserNamespace
 
 
+KEPT = "INVIRTIBUILDER_TEST_BASE_DIR"
+OWN = pytest.StashKey[Path]()
+
+
 @pytest.fixture(scope="session")
 def ids() -> Ids:
     """The subordinate ids of whoever runs the tests."""
@@ -42,19 +46,32 @@ def base_spec() -> BaseSpec:
     return BaseSpec(suite=suite, architecture=architecture, sources=sources)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The run's first process makes the directory that the others (pytest-xdist) share."""
+    if KEPT not in os.environ:
+        directory = tempfile.mkdtemp(prefix="invirtibuilder-test-", dir="/var/tmp")
+        os.environ[KEPT] = directory
+        config.stash[OWN] = Path(directory)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Whoever made the directory removes it."""
+    if directory := config.stash.get(OWN, None):
+        del os.environ[KEPT]
+        if any(directory.iterdir()):
+            remove_bases(Ids.of_user(), directory)
+        else:
+            directory.rmdir()
+
+
 @pytest.fixture(scope="session")
-def base_directory(ids: Ids) -> Iterator[Path]:
+def base_directory() -> Path:
     """Where bases are: what a site of the tests may have as its own, by a symbolic link."""
-    kept = os.environ.get("INVIRTIBUILDER_TEST_BASE_DIR")
-    if kept:
-        Path(kept).mkdir(parents=True, exist_ok=True)
-        yield Path(kept)
-        return
-    directory = Path(tempfile.mkdtemp(prefix="invirtibuilder-test-", dir="/var/tmp"))
+    directory = Path(os.environ[KEPT])
+    directory.mkdir(parents=True, exist_ok=True)
     # The account of a worker in tests/system/test_accounts.py reads it, too.
     directory.chmod(0o755)
-    yield directory
-    remove_bases(ids, directory)
+    return directory
 
 
 def remove_bases(ids: Ids, directory: Path) -> None:
