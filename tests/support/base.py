@@ -23,7 +23,6 @@ from invirtibuilder.sandbox.contract import Bind, Command, Limits, Outcome, Prox
 from invirtibuilder.sandbox.ids import Ids, make_tree, remove_tree
 from invirtibuilder.sandbox.userns import UserNamespace
 
-
 KEPT = "INVIRTIBUILDER_TEST_BASE_DIR"
 OWN = pytest.StashKey[Path]()
 
