@@ -6,6 +6,7 @@ All made by the real gbp and git, as their users make them.
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -136,32 +137,16 @@ def pristine(
 
 def sign(directory: Path, name: str) -> bytes:
     """Sign `directory/name` with a new key (NAME.asc beside it); the public key, armoured."""
-    home = directory / "gnupg"
-    home.mkdir(mode=0o700)
-    gpg = [
-        "gpg",
-        "--homedir",
-        str(home),
-        "--batch",
-        "--quiet",
-        "--passphrase",
-        "",
-        "--pinentry-mode",
-        "loopback",
-    ]
-    run([*gpg, "--quick-generate-key", "Up Stream <up@example.org>", "ed25519", "sign", "never"])
-    run(
-        [
-            *gpg,
-            "--armor",
-            "--detach-sign",
-            "--output",
-            f"{directory / name}.asc",
-            str(directory / name),
-        ]
-    )
-    key = run([*gpg, "--armor", "--export"]).out
-    run(["gpgconf", "--homedir", str(home), "--kill", "all"])
+    person = "Up Stream <up@example.org>"
+    # A short path: a socket's name has 108 bytes at most.
+    with tempfile.TemporaryDirectory(prefix="key-") as home:
+        gpg = ["gpg", "--homedir", home, "--batch", "--quiet", "--pinentry-mode", "loopback"]
+        gpg += ["--passphrase", ""]
+        run([*gpg, "--quick-generate-key", person, "ed25519", "sign", "never"])
+        signature = f"{directory / name}.asc"
+        run([*gpg, "--armor", "--detach-sign", "--output", signature, str(directory / name)])
+        key = run([*gpg, "--armor", "--export"]).out
+        run(["gpgconf", "--homedir", home, "--kill", "all"])
     return key
 
 
