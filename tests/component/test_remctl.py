@@ -6,15 +6,14 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import time
 from pathlib import Path
 
 import pytest
 
-from invirtibuilder.run import Done, run, started_group
+from invirtibuilder.run import run, started_group
 from invirtibuilder.spool import Spool
-from tests.support import doors, packages, sshd
+from tests.support import doors, packages
 from tests.support import place as places
 from tests.support.cannedworker import PATIENCE
 from tests.support.doors import ALICE, BOB, CAROL, Door, direct, installed, prepare
@@ -375,30 +374,3 @@ def test_it_starts_fast(door: Door) -> None:
     slow = {"dataclasses", "pathlib", "typing", "inspect", "traceback", "argparse", "subprocess"}
     slow |= {"shutil", "secrets", "site", "yaml", "git", "debian", "gssapi", "logging"}
     assert not modules & slow
-
-
-def test_over_ssh(door: Door, tmp_path: Path) -> None:
-    folder = installed(door.place, shell=True)
-    before = door.known
-    command = f"exec /usr/sbin/remctl-shell -f {folder}/conf {ALICE}"
-    with sshd.running(tmp_path / "sshd", command, {"LANG": "C.UTF-8"}) as server:
-        ssh = [*shlex.split(server.ssh), "-p", str(server.port), f"{server.user}@127.0.0.1"]
-
-        def over(line: str) -> Done:
-            return run([*ssh, line], check=False, timeout=60)
-
-        assert over("build help").text.endswith(f"You are {ALICE}. Your pockets: dev, staging")
-        for line in ("build submit dev greet 'main;id'", "build submit dev greet $(id)"):
-            assert over(line).code != 0
-        assert over("build submit dev greet 'ma in'").code == 3
-        assert over("build submit prod greet main").code == 77
-        marker = tmp_path / "marker"
-        for line in (f"touch {marker}", f"build queue > {marker}", f"build queue; touch {marker}"):
-            assert over(line).code != 0
-        assert not marker.exists()
-        assert door.known == before
-        done = over("build submit dev greet main")
-        assert done.code == 0, done.err
-    job = door.place.ended(done.text)
-    assert (job.request.principal, job.request.via) == (ALICE, "ssh")
-    assert job.request.addr == "127.0.0.1"

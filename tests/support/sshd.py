@@ -28,8 +28,12 @@ class Sshd:
     @property
     def ssh(self) -> str:
         """The command line of ssh, for GIT_SSH_COMMAND."""
+        return shlex.join(self.argv("client"))
+
+    def argv(self, key: str) -> list[str]:
+        """The command line of ssh with this key, of those in the folder."""
         options = {
-            "IdentityFile": self.folder / "client",
+            "IdentityFile": self.folder / key,
             "IdentitiesOnly": "yes",
             "UserKnownHostsFile": self.folder / "known_hosts",
             "GlobalKnownHostsFile": "/dev/null",
@@ -38,24 +42,39 @@ class Sshd:
             # The default key exchange takes half a second of CPU.
             "KexAlgorithms": "curve25519-sha256",
         }
-        words = ["ssh", "-F", "none", *(f"-o{k}={v}" for k, v in options.items())]
-        return shlex.join(words)
+        return ["ssh", "-F", "none", *(f"-o{k}={v}" for k, v in options.items())]
 
     def url(self, path: Path) -> str:
         """The URL of a repository."""
         return f"ssh://{self.user}@127.0.0.1:{self.port}{path}"
 
 
+def make_key(folder: Path, name: str) -> str:
+    """A new key, `name` and `name.pub` in the folder; what is in the latter."""
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", folder / name])
+    return (folder / f"{name}.pub").read_text().strip()
+
+
 @contextlib.contextmanager
-def running(folder: Path, command: str, env: Mapping[str, str]) -> Iterator[Sshd]:
-    """An sshd whose one key is forced to `command` (a line for sh), with `env` set for it."""
+def running(
+    folder: Path,
+    command: str = "exit 77",
+    env: Mapping[str, str] | None = None,
+    *,
+    lines: str = "",
+    server: Mapping[str, str] | None = None,
+) -> Iterator[Sshd]:
+    """An sshd whose one key is forced to `command` (a line for sh), with `env` set for it.
+
+    `lines` are more of its configuration, and `server` is its own environment.
+    """
     if not SSHD.exists():
         raise AssertionError("this test needs openssh-server (apt-get install openssh-server)")
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    folder.mkdir(mode=0o700)
+    folder.mkdir(mode=0o700, exist_ok=True)
     for name in ("host", "client"):
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", folder / name])
+        make_key(folder, name)
     (folder / "forced").write_text(f"#!/bin/sh\n{command}\n")
     (folder / "forced").chmod(0o755)
     key = (folder / "client.pub").read_text()
@@ -64,17 +83,19 @@ def running(folder: Path, command: str, env: Mapping[str, str]) -> Iterator[Sshd
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     host_key = " ".join((folder / "host.pub").read_text().split()[:2])
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}\n")
+    names = f"[127.0.0.1]:{port},[localhost]:{port}"
+    (folder / "known_hosts").write_text(f"{names} {host_key}\n")
+    env = env or {"LANG": "C.UTF-8"}
     set_env = " ".join(f'"{name}={value}"' for name, value in env.items())
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile none\n"
         f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nUsePAM no\n"
         "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n"
-        f"MaxStartups 50\nSetEnv {set_env}\n"
+        f"MaxStartups 50\nSetEnv {set_env}\n{lines}"
     )
     with (folder / "log").open("wb") as log:
         argv = [str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
-        with started_group(argv, stderr=log) as process:
+        with started_group(argv, env=server, stderr=log) as process:
             for _ in range(200):
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                     break
