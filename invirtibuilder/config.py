@@ -21,6 +21,7 @@ from invirtibuilder.settings import (
     ExtraSource,
     HookSettings,
     Pocket,
+    Signing,
     Site,
 )
 from invirtibuilder.yamlread import Value
@@ -53,7 +54,7 @@ def _site(root: Value, file: Path) -> Site:
     base = file.parent
     directory = _path(site["directory"], base, base)
     tagger = site["tagger"].record("name", "mail", required=("name", "mail"))
-    signing = site["signing"].record("home", "key", required=("key",))
+    signing = _signing(site["signing"], base, directory / "gnupg")
     domains = _domains(top["domains"], directory)
     hooks = tuple(_hook(v, base) for v in top["hooks"].items())
     names = [hook.name for hook in hooks]
@@ -68,16 +69,29 @@ def _site(root: Value, file: Path) -> Site:
         git_url=site["git_url"].text(str(directory)),
         tagger_name=tagger["name"].text("", words.person),
         tagger_mail=tagger["mail"].text("", words.mail),
-        gnupghome=_path(signing["home"], base, directory / "gnupg", must_exist=True),
-        signing_key=signing["key"].text("", words.fingerprint),
+        signing=signing,
         doors=site["doors"].texts((), words.account),
         queue_group=site["queue_group"].text("", words.site_name),
         max_push=site["max_push"].size(1 << 30) or 1 << 30,
         acl_refresh=site["acl_refresh"].duration(300) or 300,
         hooks=hooks,
         domains=domains,
-        pockets={n: _pocket(n, v, base, domains) for n, v in top["pockets"].members().items()},
+        pockets={
+            n: _pocket(n, v, base, domains, signing) for n, v in top["pockets"].members().items()
+        },
     )
+
+
+def _signing(value: Value, base: Path, home: Path) -> Signing:
+    keys = value.record("home", "key", "also", required=("key",))
+    found = Signing(
+        home=_path(keys["home"], base, home, must_exist=True),
+        key=keys["key"].text("", words.fingerprint),
+        also=keys["also"].texts((), words.fingerprint),
+    )
+    if len({found.key, *found.also}) <= len(found.also):
+        keys["also"].problem("names a key twice; one signature of each is enough")
+    return found
 
 
 def _short(value: Value, socket: Path) -> None:
@@ -140,13 +154,15 @@ def _hook_name(value: Value, program: Path) -> str:
     return name if re.match("[a-z0-9]", name) else f"hook-{value.line}"
 
 
-def _pocket(name: str, value: Value, base: Path, domains: Mapping[str, Domain]) -> Pocket:
+def _pocket(
+    name: str, value: Value, base: Path, domains: Mapping[str, Domain], signing: Signing
+) -> Pocket:
     _checked(value, name, model.POCKET, "pocket")
     keys = value.record(
         *("description", "suite", "components", "mirror", "extra_sources", "architectures"),
         *("branch", "codename", "allow_backtracking", "allow_takeover", "isolation"),
         *("trust_domain", "build_profiles", "build_options", "limits", "acl"),
-        *("tag_format", "version_suffix", "max_queued", "max_hourly"),
+        *("tag_format", "version_suffix", "max_queued", "max_hourly", "signing"),
         required=("suite",),
     )
     domain = keys["trust_domain"].text(next(iter(domains)))
@@ -169,6 +185,9 @@ def _pocket(name: str, value: Value, base: Path, domains: Mapping[str, Domain]) 
         profiles=keys["build_profiles"].texts((), words.profile),
         options=keys["build_options"].texts((), words.option),
         limits=_limits(keys["limits"]),
+        signing=signing
+        if keys["signing"].absent
+        else _signing(keys["signing"], base, signing.home),
         acl=_acl(keys["acl"], base),
         tag_format=keys["tag_format"].text("debian/{version}", words.tag_format),
         suffix=keys["version_suffix"].text(DEFAULT_SUFFIX, words.suffix),

@@ -90,7 +90,7 @@ def ensure_pocket(context: Context, pocket: Pocket) -> None:
     """Make a pocket's archive with a first, empty publication; safe to repeat."""
     key = public_key(context.site, pocket)
     key.parent.mkdir(parents=True, exist_ok=True)
-    armoured = context.signer.public_key()
+    armoured = context.signer(pocket).public_key()
     if not key.exists() or key.read_bytes() != armoured:
         files.write_atomic(key, armoured)
     first_publication(context, pocket)

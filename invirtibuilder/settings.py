@@ -57,6 +57,15 @@ class Domain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Signing:
+    """The keys that sign publications, by fingerprint, and the GnuPG home that has them."""
+
+    home: Path
+    key: str
+    also: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pocket:
     """A line of development with its rules, base and APT repository."""
 
@@ -76,6 +85,7 @@ class Pocket:
     profiles: tuple[str, ...]
     options: tuple[str, ...]
     limits: Limits
+    signing: Signing
     acl: Mapping[str, tuple[AclEntry, ...]]
     tag_format: str
     suffix: str
@@ -102,8 +112,7 @@ class Site:
     git_url: str
     tagger_name: str
     tagger_mail: str
-    gnupghome: Path
-    signing_key: str
+    signing: Signing
     doors: tuple[str, ...]
     queue_group: str
     max_push: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from invirtibuilder.errors import MachineFault
@@ -14,33 +15,76 @@ TIMEOUT = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signer:
-    """One signing key: its fingerprint or user id, and the GnuPG home that has it.
+class Key:
+    """A key as its home knows it; `expires` is None for never."""
 
-    gpg starts an agent in that home and leaves it running, which makes the next signature
-    twice as fast; the key has no passphrase, so the agent holds no more than the file does.
-    It ends with `close`, or by itself when its home is removed.
+    fingerprint: str
+    user: str
+    made: datetime | None
+    expires: datetime | None
+    secret: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signer:
+    """A signing key, by fingerprint or user id, and the GnuPG home that has it.
+
+    The keys in `also` sign besides, so that clients that know one of them are content: while
+    one key takes over from another. gpg starts an agent in that home and leaves it running,
+    which makes the next signature twice as fast; the keys have no passphrase, so the agent
+    holds no more than the files do. It ends with `close`, or when its home is removed.
     """
 
     gnupghome: Path
     key: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All that sign, the key itself first."""
+        return (self.key, *self.also)
 
     def sign(self, release: bytes) -> tuple[bytes, bytes]:
         """InRelease and Release.gpg for a Release. Raises MachineFault."""
         return self._sign("--clearsign", release), self._sign("--detach-sign", release)
 
     def _sign(self, how: str, data: bytes) -> bytes:
-        done = self._gpg("--armor", "--digest-algo", "SHA512", "--local-user", self.key, how, data)
+        users = [word for key in self.keys for word in ("--local-user", key)]
+        done = self._gpg("--armor", "--digest-algo", "SHA512", *users, how, data)
         if not done.out.startswith(b"-----BEGIN PGP SIGN"):
             raise MachineFault(f"gpg made no signature with {self.key}", code="signing-failed")
         return done.out
 
     def public_key(self) -> bytes:
-        """The public key, armoured. Raises MachineFault when there is none."""
-        done = self._gpg("--armor", "--export-options", "export-minimal", "--export", self.key, b"")
-        if not done.out:
-            raise _missing(self.key, self.gnupghome)
-        return done.out
+        """The public keys, armoured as one. Raises MachineFault when one is missing."""
+        export = ("--armor", "--export-options", "export-minimal", "--export")
+        for key in self.keys:
+            # gpg says nothing of one that is missing when there is another.
+            if not self._gpg(*export, key).out:
+                raise _missing(key, self.gnupghome)
+        return self._gpg(*export, *self.keys).out
+
+    def described(self) -> list[Key]:
+        """What the home knows of each key, in their order; a missing one has no dates."""
+        return [self._described(key) for key in self.keys]
+
+    def _described(self, key: str) -> Key:
+        listing = ("--with-colons", "--fixed-list-mode", "--list-keys", key)
+        try:
+            lines = self._gpg(*listing).text.splitlines()
+            secret = bool(self._gpg("--with-colons", "--list-secret-keys", key).out)
+        except MachineFault:
+            return Key(fingerprint=key, user="", made=None, expires=None, secret=False)
+        # doc/DETAILS of GnuPG: field 6 is the creation, 7 the expiry, 10 the user id.
+        public = next(line.split(":") for line in lines if line.startswith("pub:"))
+        user = next((line.split(":")[9] for line in lines if line.startswith("uid:")), "")
+        return Key(
+            fingerprint=key,
+            user=user,
+            made=_time(public[5]),
+            expires=_time(public[6]),
+            secret=secret,
+        )
 
     def close(self) -> None:
         """End this home's agent."""
@@ -51,6 +95,10 @@ class Signer:
             return _gpg(self.gnupghome, *args)
         except ProcessFault as fault:
             raise _explained(fault, self.key, self.gnupghome) from fault
+
+
+def _time(field: str) -> datetime | None:
+    return datetime.fromtimestamp(int(field), UTC) if field else None
 
 
 def create_key(gnupghome: Path, name: str, mail: str) -> str:
@@ -96,7 +144,8 @@ def _missing(key: str, gnupghome: Path) -> MachineFault:
 def _explained(fault: ProcessFault, key: str, gnupghome: Path) -> MachineFault:
     said = fault.done.err.lower()
     if b"no secret key" in said or b"not found" in said:
-        return _missing(key, gnupghome)
+        skipped = re.search(rb'skipped "([^"]+)"', fault.done.err)
+        return _missing(skipped[1].decode("utf-8", "replace") if skipped else key, gnupghome)
     if b"pinentry" in said or b"passphrase" in said:
         return MachineFault(
             f"the signing key {key} is locked by a passphrase",

@@ -19,6 +19,7 @@ from invirtibuilder.cli.checkconfig import CheckConfig
 from invirtibuilder.cli.command import Command
 from invirtibuilder.cli.daemon import RunDaemon
 from invirtibuilder.cli.init import Init
+from invirtibuilder.cli.key import KeyCommand
 from invirtibuilder.cli.log import Log
 from invirtibuilder.cli.package import Package
 from invirtibuilder.cli.pocket import PocketCommand
@@ -47,6 +48,7 @@ COMMANDS: tuple[type[Command], ...] = (
     Sources,
     Acl,
     Base,
+    KeyCommand,
     Remote,
 )
 

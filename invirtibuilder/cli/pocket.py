@@ -123,6 +123,7 @@ def _whole(site: Site, pocket: Pocket) -> dict[str, Any]:
         action: [str(e.principal or e.file or e.command) for e in entries]
         for action, entries in pocket.acl.items()
     }
+    rules["signing"] = [pocket.signing.key, *pocket.signing.also]
     rules["extra_sources"] = [{**e, "key": str(e["key"])} for e in rules["extra_sources"]]
     records = {}
     if site.superproject.is_dir():

@@ -57,9 +57,10 @@ class Context:
     def superproject(self) -> Superproject:
         return Superproject(self.site.superproject)
 
-    @property
-    def signer(self) -> Signer:
-        return Signer(gnupghome=self.site.gnupghome, key=self.site.signing_key)
+    def signer(self, pocket: Pocket) -> Signer:
+        """What signs the pocket's publications."""
+        keys = pocket.signing
+        return Signer(gnupghome=keys.home, key=keys.key, also=keys.also)
 
     def repository(self, package: str) -> Repository:
         return Repository(self.site.package_repository(package))
@@ -85,7 +86,7 @@ class Context:
                 publication=str(publications.path(number).relative_to(publications.root)),
                 codename=pocket.codename,
                 components=pocket.components[:1],
-                key=self.signer.public_key().decode(),
+                key=self.signer(pocket).public_key().decode(),
             )
         return Room(
             suite=pocket.suite,

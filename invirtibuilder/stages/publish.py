@@ -86,7 +86,9 @@ def _publish(context: Context, job: Job, pocket: Pocket, archive: Archive, lock_
     files.write_json(archive.reprepro.private / INTENT, intent)
     try:
         _transact(job, pocket, archive, lock_fd, date)
-        archive.publications.stage(number, date=date, valid_for=None, sign=context.signer.sign)
+        archive.publications.stage(
+            number, date=date, valid_for=None, sign=context.signer(pocket).sign
+        )
         _keep_origs(context.site.origs, job)
         context.superproject.move(pocket.branch, intent["commit"], intent["parent"])
     except BaseException as error:
@@ -393,6 +395,6 @@ def first_publication(context: Context, pocket: Pocket) -> None:
         archive.reprepro.begin()
         archive.reprepro.export(lock_fd=lock_fd)
         date = archive.publications.next_date(context.clock().astimezone(UTC))
-        archive.publications.stage(1, date=date, valid_for=None, sign=context.signer.sign)
+        archive.publications.stage(1, date=date, valid_for=None, sign=context.signer(pocket).sign)
         archive.publications.switch(1)
         archive.reprepro.commit()

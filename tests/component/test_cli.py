@@ -39,6 +39,9 @@ VERBS = [
     ["pocket", "list"],
     ["pocket", "show"],
     ["pocket", "create"],
+    ["key"],
+    ["key", "list"],
+    ["key", "new"],
     ["package"],
     ["package", "list"],
     ["package", "create"],
@@ -126,6 +129,8 @@ BROKEN = [
     ["pocket", "list"],
     ["pocket", "show", "dev"],
     ["pocket", "create", "new"],
+    ["key", "list"],
+    ["key", "new", "dev"],
     ["package", "list"],
     ["package", "create", "new"],
     ["sources", "dev"],
@@ -210,11 +215,11 @@ def test_check_without_a_daemon(place: Place, repo: Repo) -> None:
 
 
 def test_init_again_changes_nothing(own: Place) -> None:
-    text, key = own.config.read_text(), own.site.signing_key
+    text, key = own.config.read_text(), own.site.signing.key
     done = own.cli("init", own.directory)
     assert done.code == 0
     assert b"is there already" in done.err
-    assert (own.config.read_text(), own.site.signing_key) == (text, key)
+    assert (own.config.read_text(), own.site.signing.key) == (text, key)
 
 
 def test_pockets(own: Place) -> None:
@@ -275,6 +280,22 @@ def test_packages(own: Place, tmp_path: Path) -> None:
     done = run(["git", "ls-remote", listed[1]["url"], "refs/heads/main"])
     assert done.text.split()[0] == repo.commit
     assert own.cli("package", "list").text.splitlines()[1].split()[0] == "greet"
+
+
+def test_a_new_key_is_taken_over_with_both_signing(own: Place) -> None:
+    (first,) = {k["fingerprint"] for k in own.json("key", "list")}
+    made = own.json("key", "new", "dev")["fingerprint"]
+    assert own.cli("key", "new", "no-such").code == Exit.NO_INPUT
+    text = own.config.read_text()
+    own.config.write_text(text.replace(f"key: {first}", f"key: {first}\n    also: [{made}]"))
+    listed = [(k["signs"], k["fingerprint"], k["secret"]) for k in own.json("key", "list")]
+    assert listed[:2] == [("first", first, True), ("also", made, True)]
+    assert {k["pocket"] for k in own.json("key", "list")} == set(own.site.pockets)
+    assert made in own.cli("key", "list").text
+    own.config.write_text(own.config.read_text().replace(made, first))
+    done = own.cli("check-config")
+    assert done.code == Exit.CONFIG
+    assert b"names a key twice" in done.err
 
 
 @pytest.mark.root

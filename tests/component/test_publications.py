@@ -445,6 +445,39 @@ def test_key_that_is_missing_or_locked_is_said_so(key: Signer, tmp_path: Path) -
         assert fault.value.code == "key-not-made"
 
 
+def test_one_key_takes_over_from_another_and_no_client_breaks(
+    pocket: Pocket, web: Server, tmp_path: Path
+) -> None:
+    with debs.signing_key() as old:
+        new = Signer(
+            gnupghome=old.gnupghome,
+            key=signer.create_key(old.gnupghome, "New Archive", "new@example.org"),
+        )
+        both = Signer(gnupghome=old.gnupghome, key=old.key, also=(new.key,))
+        apts = []
+        for number, keys in enumerate((old, new, both)):
+            pocket.key = keys
+            apts.append(client(tmp_path / str(number), pocket, web.uri + "dev"))
+        # Who signs, and how each client ends.
+        for number, (keys, ends) in enumerate(
+            [(old, (0, 100, 0)), (both, (0, 0, 0)), (new, (100, 0, 0))], start=1
+        ):
+            pocket.key = keys
+            pocket.publish(f"{number}.0")
+            assert [apt.update(check=False).code for apt in apts] == [*ends]
+            assert apts[2].candidate("foo") == f"{number}.0"
+        assert [(k.fingerprint, k.secret) for k in both.described()] == [
+            (old.key, True),
+            (new.key, True),
+        ]
+        half = Signer(gnupghome=old.gnupghome, key=old.key, also=("0" * 40,))
+        for use in (lambda: half.sign(b"x\n"), half.public_key):
+            with pytest.raises(MachineFault, match="0000 is not in") as fault:
+                use()
+            assert fault.value.code == "key-missing"
+        assert not half.described()[1].secret
+
+
 def test_agent_ends_with_close() -> None:
     def agents(home: Path) -> list[Path]:
         return [
