@@ -32,6 +32,7 @@ DEVICE_LINKS = {
 MASKED = (
     *("keys", "key-users", "kcore", "kmsg", "timer_list", "sched_debug", "latency_stats"),
     *("sysrq-trigger", "kallsyms", "kpagecount", "kpageflags", "kpagecgroup", "vmallocinfo"),
+    *("iomem", "ioports", "interrupts", "mtrr", "slabinfo"),
 )
 READ_ONLY = ("sys", "irq", "bus", "fs", "acpi", "scsi", "driver", "tty")
 

@@ -22,8 +22,19 @@ FORBIDDEN = (
     *("settimeofday", "clock_settime", "clock_adjtime", "adjtimex", "vhangup"),
     *("open_by_handle_at", "name_to_handle_at", "fanotify_init"),
 )
-TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423
+"""Input for another's terminal, a console's selection, and line disciplines (kernel modules)."""
+
 FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
+PROTOCOLS = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+"""Of AF_INET and AF_INET6; asking for another loads its kernel module."""
+
+PERSONALITIES = 0x8 | 0x20000
+"""PER_LINUX32 and UNAME26 (personality(2)); the other bits take protections away."""
+
+NEWER = range(451, 512)
+"""Numbers of calls that came after Debian 12's kernel (6.1), alike on all architectures: programs
+do without them there. One is let in when somebody has looked at it."""
 
 
 def load() -> None:
@@ -39,10 +50,13 @@ def load() -> None:
     # The C library falls back to clone(2), whose flags a filter can see.
     rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
     _forbid_new_user_namespaces(rules)
-    for request in (TIOCSTI, TIOCLINUX):
+    for request in (TIOCSTI, TIOCLINUX, TIOCSETD):
         argument = seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFFFFFF, request)
         rules.add_rule(seccomp.ERRNO(errno.EPERM), "ioctl", argument)
-    _forbid_other_families(rules)
+    _forbid_other_sockets(rules)
+    _forbid_other_personalities(rules)
+    for number in NEWER:
+        rules.add_rule(seccomp.ERRNO(errno.ENOSYS), number)
     rules.load()
 
 
@@ -51,9 +65,38 @@ def _forbid_new_user_namespaces(rules: seccomp.SyscallFilter) -> None:
     rules.add_rule(seccomp.ERRNO(errno.EPERM), "clone", argument)
 
 
-def _forbid_other_families(rules: seccomp.SyscallFilter) -> None:
-    refused = seccomp.ERRNO(errno.EAFNOSUPPORT)
-    last = max(FAMILIES)
-    for family in set(range(last)) - set(FAMILIES):
-        rules.add_rule(refused, "socket", seccomp.Arg(0, seccomp.EQ, family))
-    rules.add_rule(refused, "socket", seccomp.Arg(0, seccomp.GT, last))
+def _forbid_other_sockets(rules: seccomp.SyscallFilter) -> None:
+    _only(rules, errno.EAFNOSUPPORT, 0, FAMILIES)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        _only(rules, errno.EPROTONOSUPPORT, 2, PROTOCOLS, seccomp.Arg(0, seccomp.EQ, family))
+    # NETLINK_ROUTE, by which the C library lists interfaces.
+    netlink = seccomp.Arg(0, seccomp.EQ, socket.AF_NETLINK)
+    _only(rules, errno.EPROTONOSUPPORT, 2, (0,), netlink)
+
+
+def _only(
+    rules: seccomp.SyscallFilter,
+    error: int,
+    argument: int,
+    values: tuple[int, ...],
+    *where: seccomp.Arg,
+) -> None:
+    """Have socket(2) fail unless this argument, all 64 bits of it, is one of the values."""
+    refused, last = seccomp.ERRNO(error), max(values)
+    for value in sorted(set(range(last)) - set(values)):
+        rules.add_rule(refused, "socket", *where, seccomp.Arg(argument, seccomp.EQ, value))
+    rules.add_rule(refused, "socket", *where, seccomp.Arg(argument, seccomp.GT, last))
+
+
+def _forbid_other_personalities(rules: seccomp.SyscallFilter) -> None:
+    """Only PERSONALITIES pass, and all bits together, which is the question what it is.
+
+    A rule knows no "or": the highest bit that no personality has tells the two apart. With it,
+    each other bit must be there; without it, only the allowed ones.
+    """
+    refused, mark = seccomp.ERRNO(errno.EPERM), 1 << 31
+    for bit in (1 << number for number in range(31)):
+        wrong = [mark] if bit & PERSONALITIES else [mark, bit]
+        for value in wrong:
+            argument = seccomp.Arg(0, seccomp.MASKED_EQ, mark | bit, value)
+            rules.add_rule(refused, "personality", argument)
