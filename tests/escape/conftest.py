@@ -68,10 +68,11 @@ def answers(
 ) -> Iterator[Answers]:
     """What the probes say in the sandboxes of one export and one build, by PHASE/USER/COMMAND."""
     work = machine.directory / isolation
-    for name in (work, work / "worker", work / "worker/layers", work / "archive"):
+    slot = work / "worker/slot-1"
+    for name in (work, work / "worker", slot, slot / "layers", work / "archive"):
         name.mkdir()
         name.chmod(0o711)
-    (work / "worker/bases").symlink_to(base.directory.parents[1])
+    (slot / "bases").symlink_to(base.directory.parents[1])
     machine.place(work / "probes", machine.inside)
     _archive(machine, work)
     repo = packages.native(work / "repo", "escape", "1.0", build=RULES, build_depends=DEPENDENCY)
@@ -108,7 +109,7 @@ def answers(
                 assert code == 0, text[-5000:].decode("utf-8", "replace")
                 yield results(text)
             finally:
-                for layer in (work / "worker/layers").iterdir():
+                for layer in (slot / "layers").iterdir():
                     layers.discard(layer, ids)
 
 

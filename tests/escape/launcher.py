@@ -2,7 +2,7 @@
 
 Started in a process of its own, which has what a careless service might: a terminal, a descriptor
 and a directory of the machine, a key, groups. `python -m tests.escape.launcher WORK`: WORK has
-export.tar (an order), probes/ and worker/ (its directory); the log is standard output.
+export.tar (an order), probes/ and worker/slot-1/; the log is standard output.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def carry_out(work: Path, path: Path, into: Path) -> Order:
             workshop = Probing(
                 order=order,
                 content=content,
-                directory=work / "worker",
+                domain_directory=work / "worker",
+                directory=work / "worker" / "slot-1",
                 scratch=scratch,
                 ids=ids,
                 log_fd=1,
