@@ -91,7 +91,8 @@ class Views:
 
     def get(self, name: str) -> View:
         """The visible job whose id is, or alone contains, `name`. Raises Malformed, NotFound."""
-        if not name or len(name) > 30 or not set(name) <= PART:
+        # No id begins with a hyphen, and options do.
+        if not name or len(name) > 30 or not set(name) <= PART or name[0] == "-":
             raise Malformed(f"not a job's id: {model.printable(name)[:80]!r}", code="bad-job")
         names = self._names()
         candidates = [name] if name in names else [n for n in names if name in n]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import time
 from pathlib import Path
@@ -12,16 +11,12 @@ from pathlib import Path
 import pytest
 
 from invirtibuilder.run import run, started_group
-from invirtibuilder.spool import Spool
-from tests.support import doors, packages
+from tests.support import packages
 from tests.support import place as places
-from tests.support.cannedworker import PATIENCE
 from tests.support.doors import ALICE, BOB, CAROL, Door, direct, installed, prepare
-from tests.support.kdc import Realm, remctl, remctld
+from tests.support.kdc import remctl
 from tests.support.place import until
 
-LONG = "x" * (64 << 10)
-CLIENTS, CALLS = 32, 6
 VERBS = ["submit", "check", "status", "log", "queue", "cancel", "retry"]
 VERBS += ["pockets", "packages", "acl", "sources", "help"]
 
@@ -100,56 +95,6 @@ def test_refusals(door: Door) -> None:
     assert none.code == 3
     assert b"no-such-branch" in none.err
     assert door.known == before
-
-
-BAD: list[tuple[int, list[str | bytes]]] = [
-    (64, []),
-    (64, [""]),
-    (64, ["nonsense"]),
-    (64, ["--help"]),
-    (64, ["submit"]),
-    (64, ["submit", "dev", "greet"]),
-    (64, ["submit", "dev", "greet", "main", "more"]),
-    (64, ["queue", "all"]),
-    (64, ["log", "20260102T030405.678901-abcd", "--follow"]),
-    (3, ["submit", "dev", "greet", "ma in"]),
-    (3, ["submit", "dev", "greet", ""]),
-    (3, ["submit", "dev", "greet", "main\nremctld: COMMAND from root@BUILD.TEST: forged"]),
-    (3, ["submit", "dev", "greet", "$(id)"]),
-    (3, ["submit", "dev", "greet", "--upload-pack=touch"]),
-    (3, ["submit", "-x", "--", "--help"]),
-    (3, ["submit", "dev", "../greet", "main..other"]),
-    (3, ["submit", "dev", "greet", LONG]),
-    (3, ["submit", "dev", "greet", b"\xff\xfe\x1b[2J\x07"]),
-    (3, ["check", "d\u00e9v", "greet", "main"]),
-    (65, ["status", "../../etc/passwd"]),
-    (65, ["status", "-1 "]),
-    (65, ["log", ""]),
-    (65, ["log", b"\x1b[2J"]),
-    (65, ["cancel", LONG]),
-    (66, ["status", "20260102T030405.678901-abcd"]),
-    (66, ["retry", "20260102T030405.678901-abcd"]),
-    (77, ["acl", "$(id)"]),
-    (77, ["sources", "dev\n"]),
-]
-
-
-def test_bad_input(door: Door) -> None:
-    before = door.known
-    ticket = door.realm.of("alice")
-    for code, words in BAD:
-        done = remctl(door.realm, ticket, door.port, "build", *words)
-        assert done.code == code, (words, done)
-        assert re.match(rb"(error|refused): ", done.err), words
-        assert done.err.decode().replace("\n", "").isprintable(), words
-        assert not done.out
-        assert len(done.err) < 2000, words
-    assert door.known == before
-    # Each line of remctld's log and of the daemon's begins as theirs do.
-    lines = door.log.read_text(errors="replace").splitlines()
-    assert all(line.startswith("remctld: ") for line in lines)
-    assert not any(line.startswith("remctld: COMMAND from root@") for line in lines)
-    assert "forged" not in door.place.log.read_text()
 
 
 def test_cancel_and_retry(door: Door) -> None:
@@ -320,46 +265,6 @@ def test_with_the_daemon_down(tmp_path: Path) -> None:
         assert done.text not in direct(place, BOB, "queue").text
         assert direct(place, ALICE, "submit", "dev", "greet", "x y").code == 3
         assert len(list((place.site.queue / "new").iterdir())) == 1
-
-
-def test_many_at_once(realm: Realm, tmp_path: Path) -> None:
-    """With the socket unit's backlog no connection fails, and each id is queued exactly once."""
-    with places.place() as place:
-        prepare(place)
-        place.cli("acl", "compile", check=True)
-        env = realm.of("alice")
-        with remctld(realm, installed(place) / "conf", backlog=doors.backlog()) as port:
-            argv = ["xargs", "-n", "1", "-P", str(CLIENTS), "remctl", "-p", str(port)]
-            argv += ["-s", "host/localhost", "localhost", "build", "submit", "dev", "greet"]
-            commits = "".join(f"{number:040x}\n" for number in range(CLIENTS * CALLS))
-            # xargs fails when one of them does.
-            done = run(argv, env=env, stdin=commits.encode(), timeout=PATIENCE).text.split()
-            entries = list(Spool(place.site.queue).entries(frozenset({os.geteuid()})))
-            assert sorted(done) == [e.path.stem for e in entries]
-            assert {e.request.args[2] for e in entries if e.request} == set(commits.split())
-
-
-def test_clients_that_are_cut_off(realm: Realm, tmp_path: Path) -> None:
-    """Killed at any moment of a call, a client leaves a whole entry or none."""
-    with places.place() as place:
-        prepare(place)
-        place.cli("acl", "compile", check=True)
-        env = realm.of("alice")
-        with remctld(realm, installed(place) / "conf") as port:
-            argv = ["remctl", "-p", str(port), "-s", "host/localhost", "localhost", "build"]
-            for number in range(40):
-                words = ["submit", "dev", "greet", f"{number:040x}"]
-                with started_group([*argv, *words], env=env) as client:
-                    time.sleep(number * 0.003)
-                    client.kill()
-            last = remctl(realm, env, port, "build", "submit", "dev", "greet", "main")
-            assert last.code == 0
-            until(lambda: not os.listdir(place.site.queue / "tmp"))
-        entries = list(Spool(place.site.queue).entries(frozenset({os.geteuid()})))
-        assert all(entry.request for entry in entries)
-        commits = [entry.request.args[2] for entry in entries if entry.request]
-        assert len(commits) == len(set(commits)) <= 41
-        assert len(commits) > 1, "none of them got through: the moments are wrong"
 
 
 def test_it_starts_fast(door: Door) -> None:
