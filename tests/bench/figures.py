@@ -52,10 +52,19 @@ def arguments(about: str, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
-def measured(cases: Mapping[str, Callable[[], object]], rounds: int) -> Figures:
-    """Each case once a round, in turn, after a round that does not count (caches are warm)."""
+def measured(
+    cases: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    before: Callable[[], object] = lambda: None,
+) -> Figures:
+    """Each case once a round, in turn, after a round that does not count (caches are warm).
+
+    `before` is called at the begin of each round and not measured.
+    """
     seconds: dict[str, list[float]] = {case: [] for case in cases}
     for number in range(rounds + 1):
+        before()
         for case, body in cases.items():
             began = time.perf_counter()
             body()

@@ -1,0 +1,262 @@
+"""How long one more package takes in a pocket with 10, 1,000 and 10,000, beside reprepro and aptly.
+
+Ours is the whole transaction of the archive: reprepro's database saved and synced, one include,
+one export, a signed publication with by-hash, the switch. `reprepro include` exports and signs in
+place; aptly is `repo add` and `publish update` with by-hash, without Contents. Wants aptly, and
+fills each archive first, which takes minutes at 10,000.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from invirtibuilder import files
+from invirtibuilder.apt.publications import Publications
+from invirtibuilder.apt.reprepro import Reprepro
+from invirtibuilder.apt.signer import Signer
+from invirtibuilder.run import run
+from tests.bench import figures
+from tests.bench.figures import Bound, Figures
+from tests.support import debs
+
+SIZES = (10, 1000, 10000)
+BATCH = 8
+OURS, OURS_BATCH, REPREPRO, APTLY = "ours", "ours, eight at once", "reprepro include", "aptly"
+MAINTAINER = "Maintainer: Test <test@example.org>\n"
+
+
+def tar(name: str, data: bytes) -> bytes:
+    """A tarball with one file."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.GNU_FORMAT) as it:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        it.addfile(member, io.BytesIO(data))
+    return raw.getvalue()
+
+
+def ar(members: dict[str, bytes]) -> bytes:
+    """An archive as deb(5) has it."""
+    out = b"!<arch>\n"
+    for name, data in members.items():
+        head = f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(data):<10}`\n".encode()
+        out += head + data + b"\n" * (len(data) % 2)
+    return out
+
+
+def upload(folder: Path, source: str, version: str) -> Path:
+    """A native upload of one binary package, in a millisecond; returns its .changes."""
+    control = f"Package: {source}\nVersion: {version}\nArchitecture: all\n{MAINTAINER}"
+    control += "Description: test\n"
+    deb = folder / f"{source}_{version}_all.deb"
+    content = tar(f"./usr/share/{source}", version.encode())
+    deb.write_bytes(
+        ar(
+            {
+                "debian-binary": b"2.0\n",
+                "control.tar": tar("./control", control.encode()),
+                "data.tar": content,
+            }
+        )
+    )
+    tarball = folder / f"{source}_{version}.tar.gz"
+    tarball.write_bytes(gzip.compress(content, 1, mtime=0))
+    head = f"Source: {source}\nBinary: {source}\n"
+    dsc = folder / f"{source}_{version}.dsc"
+    dsc.write_text(
+        f"Format: 3.0 (native)\n{head}Architecture: all\nVersion: {version}\n{MAINTAINER}"
+        + debs.checksums([tarball])
+    )
+    changes = folder / f"{source}_{version}.changes"
+    changes.write_text(
+        f"Format: 1.8\nDate: Fri, 02 Jan 2026 03:04:05 +0000\n{head}Architecture: source all\n"
+        f"Version: {version}\nDistribution: dev\nUrgency: low\n{MAINTAINER}"
+        f"Changed-By: Test <test@example.org>\nDescription:\n {source} - test\n"
+        f"Changes:\n {source} ({version}) dev; urgency=low\n .\n   * Test.\n"
+        + debs.checksums([dsc, tarball, deb], "misc optional ")
+    )
+    return changes
+
+
+class Incoming:
+    """A directory of uploads of the first `size` packages, and newer versions of any of them."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self._folder = folder
+        self.size = size
+        self._versions = 1
+        self.first = folder / "1"
+        self.first.mkdir(parents=True)
+        for number in range(size):
+            upload(self.first, self.name(number), "1")
+
+    @staticmethod
+    def name(number: int) -> str:
+        return f"p{number:05d}"
+
+    def newer(self, count: int = 1) -> list[tuple[str, str, Path]]:
+        """Name, version and .changes of the next version of some packages."""
+        self._versions += 1
+        version = str(self._versions)
+        folder = self._folder / version
+        folder.mkdir()
+        names = [self.name(number) for number in range(count)]
+        return [(name, version, upload(folder, name, version)) for name in names]
+
+
+class Ours:
+    """A pocket's archive as the line writes it."""
+
+    def __init__(self, root: Path, incoming: Incoming, key: Signer) -> None:
+        self._incoming, self._key = incoming, key
+        architecture = debs.machine_architecture()
+        self.archive = Reprepro(
+            root=root,
+            codename="dev",
+            components=["main"],
+            architectures=[architecture],
+            origin="Example",
+            label="Example dev",
+            suite="dev",
+            description="Test archive",
+        )
+        self.publications = Publications(root=root, codename="dev")
+        self.archive.create()
+        self._now = datetime.now(UTC) - timedelta(days=1)
+        private = self.archive.private
+        fill(private, incoming, f"--outdir={root}", f"--distdir={private / 'dists'}")
+        self.add([])
+
+    def add(self, uploads: list[tuple[str, str, Path]]) -> None:
+        """One transaction and publication."""
+        self._now += timedelta(seconds=10)
+        number = (self.publications.current() or 0) + 1
+        with files.locked(self.archive.lock, inheritable=True) as fd:
+            self.archive.begin()
+            for name, version, changes in uploads:
+                self.archive.include(changes, name, version, lock_fd=fd)
+            self.archive.export(lock_fd=fd)
+            date = self.publications.next_date(self._now)
+            self.publications.stage(number, date=date, valid_for=None, sign=self._key.sign)
+            self.publications.switch(number)
+            self.archive.commit()
+        self.publications.prune(self._now)
+
+
+class Plain:
+    """reprepro alone, which signs what it exports."""
+
+    def __init__(self, base: Path, incoming: Incoming, key: Signer) -> None:
+        self._base, self._env = base, {"GNUPGHOME": str(key.gnupghome)}
+        (base / "conf").mkdir(parents=True)
+        (base / "conf/distributions").write_text(
+            "Codename: dev\nSuite: dev\nOrigin: Example\nLabel: Example\nComponents: main\n"
+            f"Architectures: {debs.machine_architecture()} source\n"
+        )
+        fill(base, incoming)
+        with (base / "conf/distributions").open("a") as conf:
+            conf.write(f"SignWith: {key.key}\n")
+        run(["reprepro", "-b", base, "export", "dev"], env=self._env)
+
+    def add(self, uploads: list[tuple[str, str, Path]]) -> None:
+        for _, _, changes in uploads:
+            run(["reprepro", "-b", self._base, "include", "dev", changes], env=self._env)
+
+
+class Aptly:
+    """aptly with a published repository, indices by hash."""
+
+    def __init__(self, root: Path, incoming: Incoming, key: Signer) -> None:
+        self._config = root / "aptly.conf"
+        self._env = {"GNUPGHOME": str(key.gnupghome), "HOME": str(root)}
+        root.mkdir()
+        self._config.write_text(json.dumps({"rootDir": str(root), "gpgProvider": "gpg"}))
+        self._aptly("repo", "create", "-distribution=dev", "dev")
+        self._aptly("repo", "add", "dev", str(incoming.first))
+        how = ("-acquire-by-hash", "-skip-contents", f"-gpg-key={key.key}", "-batch")
+        self._aptly("publish", "repo", *how, f"-architectures={debs.machine_architecture()}", "dev")
+        self._how = how[1:]
+
+    def add(self, uploads: list[tuple[str, str, Path]]) -> None:
+        for name, version, changes in uploads:
+            found = [str(p) for p in changes.parent.glob(f"{name}_{version}*.d[es][bc]")]
+            self._aptly("repo", "add", "dev", *found)
+        self._aptly("publish", "update", *self._how, "dev")
+
+    def _aptly(self, *words: str) -> None:
+        run(["aptly", f"-config={self._config}", *words], env=self._env, timeout=1800)
+
+
+def fill(base: Path, incoming: Incoming, *options: str | Path) -> None:
+    """Add all first versions at once; processincoming takes copies, as it deletes them."""
+    copies = base / "incoming"
+    shutil.copytree(incoming.first, copies, copy_function=os.link)
+    (base / "temporary").mkdir()
+    (base / "conf/incoming").write_text(
+        f"Name: all\nIncomingDir: {copies}\nTempDir: {base / 'temporary'}\nDefault: dev\n"
+    )
+    argv = ["reprepro", "-b", base, *options, "--silent", "processincoming", "all"]
+    run(argv, timeout=1800)
+    (base / "conf/incoming").unlink()
+
+
+def of_size(size: int, rounds: int, key: Signer, folder: Path) -> Figures:
+    """One more version of one package, by each, in turn."""
+    incoming = Incoming(folder / "incoming", size)
+    ours = Ours(folder / "ours", incoming, key)
+    plain = Plain(folder / "plain", incoming, key)
+    aptly = Aptly(folder / "aptly", incoming, key)
+    one: list[tuple[str, str, Path]] = []
+    several: list[tuple[str, str, Path]] = []
+
+    def fresh() -> None:
+        one[:] = incoming.newer()
+        several[:] = incoming.newer(BATCH)
+
+    cases = {
+        REPREPRO: lambda: plain.add(one),
+        OURS: lambda: ours.add(one),
+        APTLY: lambda: aptly.add(one),
+        OURS_BATCH: lambda: ours.add(several),
+    }
+    return figures.measured(cases, rounds, before=fresh)
+
+
+def main() -> int:
+    """Print each size's figures; 1 if a bound does not hold."""
+    parser = figures.arguments("a publication as the archive grows, beside its peers", 5)
+    parser.add_argument("--sizes", metavar="N", type=int, nargs="+", default=SIZES)
+    args = parser.parse_args()
+    bad = 0
+    medians = []
+    with debs.signing_key() as key:
+        for size in args.sizes:
+            with tempfile.TemporaryDirectory(prefix="ib-bench-", dir="/var/tmp") as folder:
+                if not args.json:
+                    print(f"{size} packages:", flush=True)
+                found = of_size(size, args.rounds, key, Path(folder))
+            bounds = [Bound(case=OURS, base=APTLY, most=1)]
+            if size == max(SIZES):
+                bounds += [
+                    Bound(case=OURS, base=REPREPRO, most=1.5),
+                    Bound(case=OURS_BATCH, base=REPREPRO, most=2),
+                ]
+            bad |= figures.report(found, base=REPREPRO, bounds=bounds, as_json=args.json)
+            medians.append(found.median(OURS))
+    if not args.json and len(medians) > 1:
+        grown = f"from {args.sizes[0]} to {args.sizes[-1]} packages"
+        print(f"ours grows {medians[-1] / medians[0]:.1f} times {grown}")
+    return bad
+
+
+if __name__ == "__main__":
+    sys.exit(main())
