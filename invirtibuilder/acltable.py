@@ -195,8 +195,7 @@ class _Compiler:
         try:
             if archive(self.site, pocket).publications.current() is None:
                 return ""
-            key = hosting.public_key(self.site, pocket).read_bytes()
-            return hosting.client(self.site, pocket, key).text
+            return hosting.client(self.site, pocket).text
         except (Fault, OSError) as fault:
             troubles.append(f"no sources stanza: {model.printable(str(fault))[:300]}")
             return ""

@@ -1,4 +1,4 @@
-"""The daemon's unix socket: `check` answered at once, before anything is queued.
+"""The daemon's unix socket: questions that are answered at once, before anything is queued.
 
 One JSON line in, one JSON line out, by the peer's credentials (unix(7), SO_PEERCRED), bounded
 in size, number and time.
@@ -12,12 +12,13 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from invirtibuilder import model, quotas
-from invirtibuilder.errors import Denied, Fault, Malformed, Refused
+from invirtibuilder import hosting, model, quotas
+from invirtibuilder.errors import Denied, Fault, Malformed, NotFound, Refused
 from invirtibuilder.spool import local_principal
 from invirtibuilder.stages.admit import assess
 from invirtibuilder.stages.context import Context
@@ -68,27 +69,14 @@ class Answers:
         try:
             question = _read(connection)
             principal = self._principal(connection, question)
-            pocket = model.pocket_name(question.get("pocket"))
-            reasons = quotas.excess(self._context, principal, pocket)
-            try:
-                admission = assess(
-                    self._context.site,
-                    principal=principal,
-                    pocket=pocket,
-                    package=model.package_name(question.get("package")),
-                    committish=model.committish(question.get("commit")),
-                    now=self._context.clock(),
-                )
-            except Refused as refused:
-                raise Refused([*refused.reasons, *reasons]) from refused
-            if reasons:
-                raise Refused(reasons)
+            answer = QUESTIONS[question["verb"]](self._context, principal, question)
         except Fault as fault:
-            return {"ok": False, "reasons": [r.as_json() for r in fault.reasons]}
+            reasons = [r.as_json() for r in fault.reasons]
+            return {"ok": False, "exit": int(fault.exit), "reasons": reasons}
         except Exception as error:
             reason = {"code": "defect", "message": f"a defect of ours: {error!r}", "hint": ""}
             return {"ok": False, "defect": True, "reasons": [reason]}
-        return {"ok": True, "commit": admission.commit, "version": admission.version}
+        return {"ok": True, **answer}
 
     def _principal(self, connection: socket.socket, question: dict[str, Any]) -> str:
         size = struct.calcsize("3i")
@@ -115,6 +103,45 @@ def _read(connection: socket.socket) -> dict[str, Any]:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise Malformed("expected one line of JSON") from error
-    if not isinstance(value, dict) or value.get("verb") != "check":
-        raise Malformed("the verb here is check")
+    if not isinstance(value, dict) or str(value.get("verb")) not in QUESTIONS:
+        raise Malformed(f"the verbs here are {', '.join(QUESTIONS)}")
     return value
+
+
+def _check(context: Context, principal: str, question: dict[str, Any]) -> dict[str, Any]:
+    """Whether a submission would be admitted. Raises Refused with all reasons."""
+    pocket = model.pocket_name(question.get("pocket"))
+    reasons = quotas.excess(context, principal, pocket)
+    try:
+        admission = assess(
+            context.site,
+            principal=principal,
+            pocket=pocket,
+            package=model.package_name(question.get("package")),
+            committish=model.committish(question.get("commit")),
+            now=context.clock(),
+        )
+    except Refused as refused:
+        raise Refused([*refused.reasons, *reasons]) from refused
+    if reasons:
+        raise Refused(reasons)
+    return {"commit": admission.commit, "version": admission.version}
+
+
+def _sources(context: Context, principal: str, question: dict[str, Any]) -> dict[str, Any]:
+    """The stanzas of a pocket, now or `at` a commit or a date; the archive is public."""
+    name = model.pocket_name(question.get("pocket"))
+    pocket = context.site.pockets.get(name)
+    if pocket is None:
+        raise NotFound(f"no such pocket: {name}", code="no-pocket")
+    at = str(question.get("at") or "")
+    client = hosting.client(context.site, pocket, at=at)
+    return {
+        "sources": client.sources if at else client.text,
+        "preferences": client.preferences,
+        "downgrade": client.downgrade,
+    }
+
+
+Question = Callable[[Context, str, dict[str, Any]], dict[str, Any]]
+QUESTIONS: dict[str, Question] = {"check": _check, "sources": _sources}

@@ -21,10 +21,17 @@ from invirtibuilder.settings import (
     ExtraSource,
     HookSettings,
     Pocket,
+    Retention,
     Signing,
     Site,
 )
 from invirtibuilder.yamlread import Value
+
+DAY = 24 * 3600.0
+"""What clients may still be downloading is kept for a day at least."""
+WEEK = 7 * DAY
+VALID = 3600.0
+"""What is signed again well before it runs out is valid for an hour at least."""
 
 
 def load(file: Path) -> Site:
@@ -163,6 +170,7 @@ def _pocket(
         *("branch", "codename", "allow_backtracking", "allow_takeover", "isolation"),
         *("trust_domain", "build_profiles", "build_options", "limits", "acl"),
         *("tag_format", "version_suffix", "max_queued", "max_hourly", "signing"),
+        *("valid_for", "retention"),
         required=("suite",),
     )
     domain = keys["trust_domain"].text(next(iter(domains)))
@@ -193,7 +201,25 @@ def _pocket(
         suffix=keys["version_suffix"].text(DEFAULT_SUFFIX, words.suffix),
         max_queued=_whole(keys["max_queued"], None, 1),
         max_hourly=_whole(keys["max_hourly"], None, 1),
+        valid_for=_long(keys["valid_for"], None, VALID),
+        retention=_retention(keys["retention"]),
     )
+
+
+def _retention(value: Value) -> Retention:
+    keys = value.record("publications", "time")
+    return Retention(
+        publications=_whole(keys["publications"], 10, 1) or 10,
+        seconds=_long(keys["time"], WEEK, DAY) or WEEK,
+    )
+
+
+def _long(value: Value, default: float | None, least: float) -> float | None:
+    """A duration that is not too short."""
+    seconds = value.duration(default)
+    if seconds is not None and seconds < least:
+        value.problem(f"must be at least {least / 3600:g}h")
+    return seconds
 
 
 def _architectures(value: Value) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ killed at any instant is replaced by the next one, which adopts builds that are 
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
 import select
@@ -25,11 +26,12 @@ from invirtibuilder.errors import ConfigFault, Denied, Fault, MachineFault, Malf
 from invirtibuilder.hooks import Events, Hook
 from invirtibuilder.jobs import Job, Jobs
 from invirtibuilder.pipeline import advance
-from invirtibuilder.settings import Site
+from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.spool import Entry, Request, Spool, local_principal
 from invirtibuilder.stages.base import refresh_base
-from invirtibuilder.stages.context import Context, Stopping
-from invirtibuilder.stages.publish import recover
+from invirtibuilder.stages.context import Context, Stopping, Wait
+from invirtibuilder.stages.transaction import recover
+from invirtibuilder.stages.validity import keep_valid
 from invirtibuilder.states import State
 
 Log = Callable[[str], None]
@@ -131,6 +133,15 @@ class Daemon:
                 ("events", self._deliver_events),
                 ("answers", lambda: answers.serve(self._stop)),
             )
+        ]
+        threads += [
+            threading.Thread(
+                target=self._guarded,
+                args=(functools.partial(self._keep_valid, pocket),),
+                name=f"validity of {pocket.name}",
+                daemon=True,
+            )
+            for pocket in self.site.pockets.values()
         ]
         table = threading.Thread(target=self._guarded, args=(self._keep_table,), daemon=True)
         self._write_table(ask=False)
@@ -308,6 +319,19 @@ class Daemon:
             if due is not None:
                 seconds = max(0.2, (due - self._context.clock()).total_seconds())
             self._events.wait(min(seconds, SCAN))
+
+    def _keep_valid(self, pocket: Pocket) -> None:
+        """Sign the pocket's publication again before it runs out, if it ever does."""
+        while not self._stop.is_set():
+            try:
+                due = keep_valid(self._context, pocket)
+                if due is None:
+                    return
+            except (Fault, OSError, Wait) as error:
+                self.log(f"pocket {pocket.name} is not signed again: {error}")
+                due = ILL
+            # Not for long at once: the clock may be set.
+            self._stop.wait(max(0.1, min(due, SCAN)))
 
     def _keep_table(self) -> None:
         """Compile the ACLs at once, every `acl_refresh`, and when an answer becomes stale."""

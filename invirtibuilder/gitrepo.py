@@ -175,6 +175,11 @@ class Repository:
         found = gitcmd.types(self.path, [f"{oid}^{{commit}}"])[0] if oid else None
         return found[0] if found else None
 
+    def commits_of(self, objects: Sequence[str]) -> list[str | None]:
+        """The commit that each object is or, a tag, is of; None for what is none."""
+        peeled = gitcmd.types(self.path, [f"{oid}^{{commit}}" for oid in objects])
+        return [found[0] if found else None for found in peeled]
+
     def refs(self, prefix: str) -> dict[str, str]:
         """All refs below `prefix` (`refs/tags/`), by full name, not peeled."""
         return gitcmd.read_refs(self.path, prefix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -14,8 +15,9 @@ from invirtibuilder.errors import Denied, Malformed, NotFound
 from invirtibuilder.gitrepo import Repository
 from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.spool import Spool, local_principal
-from invirtibuilder.stages.context import LABEL, Context
-from invirtibuilder.stages.publish import first_publication
+from invirtibuilder.stages import history
+from invirtibuilder.stages.context import LABEL, Context, archive
+from invirtibuilder.stages.transaction import first_publication
 from invirtibuilder.superproject import Superproject
 
 
@@ -107,6 +109,7 @@ class Client:
 
     sources: str
     preferences: str
+    downgrade: str  # preferences by which APT goes back to lower versions, too
 
     @property
     def text(self) -> str:
@@ -116,12 +119,38 @@ class Client:
         return note + lines + self.sources
 
 
-def client(site: Site, pocket: Pocket, key: bytes) -> Client:
-    """The stanzas of a pocket, with the site's armoured public key in them."""
-    uri = f"{site.url.rstrip('/')}/{pocket.name}"
+def client(site: Site, pocket: Pocket, *, at: str = "") -> Client:
+    """The stanzas of a pocket, with the site's armoured public key in them.
+
+    `at` is a commit of the superproject or a date: the stanza is then of that state, for good.
+    Raises NotFound without a publication, and what `history.point` raises.
+    """
+    publications = archive(site, pocket).publications
+    if publications.current() is None:
+        raise NotFound(
+            f"pocket {pocket.name} has no publication yet",
+            hint=f"`invirtibuilder pocket create {pocket.name}`",
+            code="no-publication",
+        )
+    uri, note = f"{site.url.rstrip('/')}/{pocket.name}", ""
+    if at:
+        point = history.point(site, pocket, at)
+        uri += f"/{publications.path(point.publication).relative_to(publications.root)}"
+        note = f"# {pocket.name} as it was: {point.text}\n"
+    text = stanza.sources(
+        uri,
+        pocket.codename,
+        pocket.components[:1],
+        public_key(site, pocket).read_bytes(),
+        check_valid_until=not at,
+    )
+    preferences = functools.partial(
+        stanza.preferences, site.name, label=LABEL, codename=pocket.codename
+    )
     return Client(
-        sources=stanza.sources(uri, pocket.codename, pocket.components[:1], key),
-        preferences=stanza.preferences(site.name, label=LABEL, codename=pocket.codename),
+        sources=note + text,
+        preferences=preferences(),
+        downgrade=preferences(priority=stanza.DOWNGRADE),
     )
 
 

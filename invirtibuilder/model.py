@@ -16,7 +16,10 @@ ARCHITECTURE = re.compile(r"[a-z0-9][a-z0-9-]{1,29}")
 COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 # What a person may name a commit by: an id, a tag, a branch. Never an option, never a range.
 COMMITTISH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+~%@-]{0,199}")
+# A commit of the superproject: its id, or the start of one.
+SHORT_COMMIT = re.compile(r"[0-9a-f]{4,64}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+MOMENT = re.compile(r"[0-9A-Za-z][0-9A-Za-z:.+-]{3,63}")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~_%:-]{0,254}")
 JOB = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}-[0-9a-f]{4}")
 MAX_PRINCIPAL = 256
@@ -68,6 +71,32 @@ def committish(value: object) -> str:
             f"not a valid commit: {text!r}", code="bad-commit", hint="one commit, not a range"
         )
     return text
+
+
+def moment(value: object) -> str | datetime:
+    """A commit id (or its start), or a date, by which a state of a pocket is named.
+
+    A date is ISO 8601, in UTC unless it says otherwise; a day without a time is its end.
+
+    >>> moment("deadbeef"), str(moment("2026-01-02T03:04+01:00"))
+    ('deadbeef', '2026-01-02 02:04:00+00:00')
+    >>> str(moment("2026-01-02"))
+    '2026-01-02 23:59:59+00:00'
+    """
+    text = matching(MOMENT, value, "moment", "a commit id of the superproject, or a date")
+    if SHORT_COMMIT.fullmatch(text.lower()):
+        return text.lower()
+    try:
+        time = datetime.fromisoformat(text)
+        if len(text) == len("YYYY-MM-DD"):
+            time = time.replace(hour=23, minute=59, second=59)
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise Malformed(
+            f"neither a commit id nor a date: {text!r}",
+            hint="such as 2026-01-31, or 2026-01-31T12:00:00Z",
+            code="bad-moment",
+        ) from error
 
 
 def commit_id(value: object) -> str:

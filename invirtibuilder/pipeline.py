@@ -19,7 +19,8 @@ from invirtibuilder.stages.events import log_tail, payload
 from invirtibuilder.stages.export import export
 from invirtibuilder.stages.notify import notify
 from invirtibuilder.stages.orders import stop_running
-from invirtibuilder.stages.publish import COMMITTED, publish
+from invirtibuilder.stages.publish import publish
+from invirtibuilder.stages.transaction import COMMITTED
 from invirtibuilder.stages.verify import verify
 from invirtibuilder.states import State
 

@@ -66,6 +66,17 @@ class Signing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retention:
+    """How long what a pocket has published is kept after it was superseded.
+
+    What is among the last `publications`, or was superseded less than `seconds` ago.
+    """
+
+    publications: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pocket:
     """A line of development with its rules, base and APT repository."""
 
@@ -91,6 +102,8 @@ class Pocket:
     suffix: str
     max_queued: int | None
     max_hourly: int | None
+    valid_for: float | None  # seconds; None: what is published is valid for ever
+    retention: Retention
 
     def tag(self, version: str) -> str:
         """The name of the tag for a version, as DEP-14 mangles it."""

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -82,6 +82,19 @@ class Superproject:
             entry = _entry(repo, _tip(repo, branch), "records", name)
             return _json(repo, entry[0]) if entry else None
 
+    def record_at(self, commit: str, package: str) -> dict[str, Any] | None:
+        """What a commit of the superproject records of this package."""
+        name = f"{model.package_name(package)}.json"
+        with gitobjects.opened(self.path) as repo:
+            entry = _entry(repo, model.commit_id(commit), "records", name)
+            return _json(repo, entry[0]) if entry else None
+
+    def date(self, commit: str) -> datetime:
+        """When a commit of the superproject was made, in UTC."""
+        with gitobjects.opened(self.path) as repo:
+            seconds = repo.commit(model.commit_id(commit)).committed_date
+        return datetime.fromtimestamp(seconds, UTC)
+
     def records(self, branch: str) -> dict[str, dict[str, Any]]:
         """All records of a branch, by package."""
         with gitobjects.opened(self.path) as repo:
@@ -95,7 +108,7 @@ class Superproject:
         *,
         parent: str | None,
         package: str,
-        commit: str,
+        commit: str | None,
         record: Mapping[str, Any],
         subject: str,
         trailers: Mapping[str, str],
@@ -104,8 +117,9 @@ class Superproject:
     ) -> str:
         """Write the commit that pins `package` at `commit`, on top of `parent`; its id.
 
-        Objects only, synced; no ref moves. The same arguments give the same id. `author` is
-        name and mail; name, mail and trailers may hold any character and are encoded.
+        Without a `commit` the package is no longer there. Objects only, synced; no ref moves. The
+        same arguments give the same id. `author` is name and mail; name, mail and trailers may
+        hold any character and are encoded.
         """
         model.package_name(package)
         who = gitobjects.identity(*author, date)
@@ -113,9 +127,13 @@ class Superproject:
             root = _root(repo, model.commit_id(parent) if parent else None)
             packages = _folder(root, repo, "packages")
             records = _folder(root, repo, "records")
-            packages[package] = (bytes.fromhex(model.commit_id(commit)), GITLINK)
-            content = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
-            records[f"{package}.json"] = (_store(repo, "blob", content.encode()), BLOB)
+            if commit is None:
+                packages.pop(package, None)
+                records.pop(f"{package}.json", None)
+            else:
+                packages[package] = (bytes.fromhex(model.commit_id(commit)), GITLINK)
+                content = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
+                records[f"{package}.json"] = (_store(repo, "blob", content.encode()), BLOB)
             modules = "".join(_module(name) for name in sorted(packages)).encode()
             tree = {
                 ".gitmodules": (_store(repo, "blob", modules), BLOB),
@@ -148,6 +166,22 @@ class Superproject:
         tip = self.tip(branch)
         known = gitcmd.types(self.path, [f"{model.commit_id(commit)}^{{commit}}"])[0]
         return bool(tip and known and gitcmd.is_ancestor(self.path, commit, tip))
+
+    def commits_named(self, branch: str, prefix: str) -> list[str]:
+        """The commits in the branch's history whose id starts so."""
+        tip = self.tip(branch)
+        listed = git(self.path, "rev-parse", f"--disambiguate={prefix}").text.split()
+        kinds = gitcmd.types(self.path, listed)
+        commits = [found[0] for found in kinds if found and found[1] == "commit"]
+        return [c for c in commits if tip and gitcmd.is_ancestor(self.path, c, tip)]
+
+    def commit_before(self, branch: str, date: datetime) -> str | None:
+        """The newest commit of the branch that was made at this time or before."""
+        tip = self.tip(branch)
+        if tip is None:
+            return None
+        until = f"--until={gitobjects.seconds(date)} +0000"
+        return git(self.path, "rev-list", "--max-count=1", until, tip).text or None
 
     def trailers(self, commit: str) -> dict[str, str]:
         """The trailers of a commit, as they were given to `compose`."""

@@ -33,6 +33,9 @@ KEEP_COUNT = 3
 MAX_AHEAD = 5.0
 """Seconds that a Date may be ahead of the clock: APT's Acquire::Max-FutureTime is 10."""
 
+COMMIT = "Superproject-Commit"
+"""The field of Release that says which commit the publication belongs to; APT passes it over."""
+
 RELEASE_LIMIT = 16 << 20
 COMPRESSED = (".gz", ".xz", ".bz2")
 NUMBER = re.compile(r"[0-9]{8}")
@@ -78,6 +81,15 @@ class Publications:
         """The Date of a publication's Release."""
         return email.utils.parsedate_to_datetime(self._release(self.path(number))["Date"])
 
+    def commit(self, number: int) -> str:
+        """The superproject's commit that a publication belongs to; the first has none."""
+        return str(self._release(self.path(number)).get(COMMIT, ""))
+
+    def valid_until(self, number: int) -> datetime | None:
+        """When a publication's Release stops being valid; None: never."""
+        text = self._release(self.path(number)).get("Valid-Until")
+        return email.utils.parsedate_to_datetime(text) if text else None
+
     def next_date(self, now: datetime) -> datetime:
         """The Date for the next publication: now, but a second after every other's at least.
 
@@ -94,13 +106,24 @@ class Publications:
         current = self.current()
         return {*self.numbers()[-1:], *([] if current is None else [current])}
 
-    def stage(self, number: int, *, date: datetime, valid_for: int | None, sign: Sign) -> Path:
+    def stage(
+        self,
+        number: int,
+        *,
+        date: datetime,
+        valid_for: float | None,
+        sign: Sign,
+        commit: str = "",
+        again: int | None = None,
+    ) -> Path:
         """Make publication `number` of what reprepro exported; clients do not see it yet.
 
-        `date` comes from next_date, `valid_for` is in seconds. A staged publication of that
-        number is replaced. Everything is synced when it returns. Raises MachineFault when the
-        export does not fit its own Release, when `number` is the current one, and what `sign`
-        raises; then nothing but the store of indices has changed.
+        `date` comes from next_date, `valid_for` is in seconds, `commit` is the superproject's
+        that it belongs to and is told in Release. With `again`, it is made of that publication
+        instead, commit included. A staged publication of that number is replaced. Everything is
+        synced when it returns. Raises MachineFault when the export does not fit its own Release,
+        when `number` is the current one, and what `sign` raises; then nothing but the store of
+        indices has changed.
         """
         if number == self.current():
             raise MachineFault(f"{self.root.name}: publication {number} is the current one")
@@ -113,11 +136,13 @@ class Publications:
         dist = new / "dists" / self.codename
         dist.mkdir(parents=True)
         (new / "pool").symlink_to("../../pool")
-        exported = self.root / "private"
+        exported = self.root / "private" if again is None else self.path(again)
+        if again is not None:
+            commit = self.commit(again)
         indices = self._indices(exported)
         for name in self._present(exported, indices):
             self._add(exported / "dists" / self.codename / name, dist / name, indices[name])
-        text = _release_text(self._release(exported), indices, date, valid_for)
+        text = _release_text(self._release(exported), indices, date, valid_for, commit)
         self._write_signed(dist, text, date, sign)
         for path in (new, *new.rglob("*")):
             if not path.is_symlink():
@@ -217,7 +242,7 @@ class Publications:
         self,
         now: datetime,
         *,
-        seconds: int = KEEP_SECONDS,
+        seconds: float = KEEP_SECONDS,
         count: int = KEEP_COUNT,
         pinned: Collection[int] = (),
     ) -> list[int]:
@@ -262,13 +287,16 @@ def _release_text(
     exported: Release,
     indices: Mapping[str, tuple[str, int]],
     date: datetime,
-    valid_for: int | None,
+    valid_for: float | None,
+    commit: str,
 ) -> bytes:
     names = ("Origin", "Label", "Suite", "Codename", "Architectures", "Components", "Description")
     lines = [f"{name}: {exported[name]}" for name in names if name in exported]
     lines.append(f"Date: {_rfc2822(date)}")
     if valid_for is not None:
         lines.append(f"Valid-Until: {_rfc2822(date + timedelta(seconds=valid_for))}")
+    if commit:
+        lines.append(f"{COMMIT}: {commit}")
     lines += ["Acquire-By-Hash: yes", "SHA256:"]
     lines += [f" {sha256} {size} {name}" for name, (sha256, size) in sorted(indices.items())]
     return ("\n".join(lines) + "\n").encode()

@@ -224,14 +224,26 @@ class Reprepro:
         if not self.is_open():
             raise MachineFault(f"{self.root.name}: no archive transaction is open")
         wanted = read_changes(changes, source, version)
-        self._refuse_clash(wanted, source, take_over, lock_fd)
-        if downgrade:
+        before = self._involved(wanted, source, lock_fd)
+        self._refuse_clash(before, wanted, source, take_over)
+        if downgrade and any(e.source == source for e in before):
             self._call("removesrc", self.codename, source, lock_fd=lock_fd)
         done = self._call("include", self.codename, str(changes), lock_fd=lock_fd)
-        listed = [e for e in self.listing(lock_fd=lock_fd) if e.source == source]
+        listed = self._of_source(source, lock_fd)
         for path in sorted(set(self._proved(wanted, listed, version, done))):
             files.sync_file(path)
         self._sync_pool({self.root / e.filename for e in listed})
+
+    def remove(self, source: str, *, lock_fd: int) -> None:
+        """Take a source and all its binaries out, and prove that they are; its files stay.
+
+        Raises MachineFault; then restore.
+        """
+        if not self.is_open():
+            raise MachineFault(f"{self.root.name}: no archive transaction is open")
+        self._call("removesrc", self.codename, source, lock_fd=lock_fd)
+        if self._of_source(source, lock_fd):
+            raise MachineFault(f"{self.root.name}: reprepro did not remove {source}")
 
     def export(self, *, lock_fd: int) -> None:
         """Write the indices of the present content to private/dists, and sync the database.
@@ -244,10 +256,24 @@ class Reprepro:
             raise MachineFault(f"{self.root.name}: reprepro exported nothing")
         files.sync_tree(self._db)
 
-    def listing(self, *, lock_fd: int) -> list[Entry]:
-        """The present content, one entry for each package and index."""
-        done = self._call("list", self.codename, lock_fd=lock_fd)
+    def listing(self, *, lock_fd: int, where: str = "") -> list[Entry]:
+        """The present content, one entry for each package and index.
+
+        Only that which fits the formula `where` (reprepro(1), listfilter), if there is one.
+        """
+        words = ("listfilter", self.codename, where) if where else ("list", self.codename)
+        done = self._call(*words, lock_fd=lock_fd)
         return [self._entry(line) for line in done.text.splitlines()]
+
+    def _of_source(self, source: str, lock_fd: int) -> list[Entry]:
+        return self.listing(lock_fd=lock_fd, where=f"$Source (== {model.package_name(source)})")
+
+    def _involved(self, wanted: dict[str, str], source: str, lock_fd: int) -> list[Entry]:
+        """What there is of the source, and of the names of the binaries that are to come."""
+        names = {n.split("_")[0] for n in wanted if n.endswith((".deb", ".udeb"))}
+        formula = [f"$Source (== {model.package_name(source)})"]
+        formula += [f"Package (== {model.package_name(name)})" for name in sorted(names)]
+        return self.listing(lock_fd=lock_fd, where=" | ".join(formula))
 
     def _entry(self, line: str) -> Entry:
         fields = line.split("\t")
@@ -269,12 +295,16 @@ class Reprepro:
         )
 
     def _refuse_clash(
-        self, wanted: dict[str, str], source: str, take_over: Collection[str], lock_fd: int
+        self,
+        before: Sequence[Entry],
+        wanted: dict[str, str],
+        source: str,
+        take_over: Collection[str],
     ) -> None:
         names = {n.split("_")[0] for n in wanted if n.endswith(".deb")} - set(take_over)
         clashes = {
             f"{e.package} belongs to {e.source} {e.source_version}"
-            for e in self.listing(lock_fd=lock_fd)
+            for e in before
             if e.architecture != "source" and e.package in names and e.source != source
         }
         if clashes:
@@ -340,7 +370,7 @@ class Reprepro:
             f"--outdir={self.root}",
             "--keepunreferencedfiles",
         ]
-        if action == "list":
+        if action in ("list", "listfilter"):
             argv.append(f"--list-format={LIST_FORMAT}")
         elif action != "export":
             argv.append("--export=silent-never")

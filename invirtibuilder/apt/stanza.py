@@ -10,6 +10,9 @@ from invirtibuilder.model import printable
 PRIORITY = 990
 """Above the mirror (500, or 990 for a default release), below a forced downgrade (1001)."""
 
+DOWNGRADE = 1001
+"""apt_preferences(5): over 1000 a lower version replaces an installed one."""
+
 
 def sources(
     uri: str,

@@ -146,6 +146,10 @@ def _words(rules: Mapping[str, Any]) -> dict[str, str]:
         if key == "limits":
             parts = [f"{k} {written(v)}" for k, (v, written) in _limits(rule).items() if v]
             found[key] = ", ".join(parts)
+        elif key == "retention":
+            found[key] = f"publications {rule['publications']}, time {_duration(rule['seconds'])}"
+        elif key == "valid_for" and rule:
+            found[key] = _duration(rule)
         elif key == "acl":
             found |= {f"may {action}": ", ".join(entries) for action, entries in rule.items()}
         elif key == "extra_sources":

@@ -70,6 +70,10 @@ class Remote(Command):
             words = [args.pocket, args.package, resolved(args.commit, check=not args.no_check)]
         if args.follow:
             words.append("follow")
+        if args.which:
+            words.append(args.which)
+        if args.at:
+            words += ["at", args.at]
 
         def connect() -> Connection:
             return connection_class()(args.host, args.port, args.service)
@@ -99,7 +103,7 @@ def _add_server(parser: argparse.ArgumentParser, *, hidden: bool = False) -> Non
 
 
 def _add_verb(verb: str, arguments: str, parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(argument=None, wait=False, follow=False)
+    parser.set_defaults(argument=None, wait=False, follow=False, which="", at="")
     if verb in ("submit", "check"):
         parser.add_argument("pocket", metavar="POCKET")
         parser.add_argument("package", metavar="PACKAGE")
@@ -118,6 +122,13 @@ def _add_verb(verb: str, arguments: str, parser: argparse.ArgumentParser) -> Non
         parser.add_argument(
             "--wait", action="store_true", help="follow the job and end with its verdict"
         )
+    if verb == "sources":
+        which = parser.add_mutually_exclusive_group()
+        for name, text in (("preferences", "above the mirror"), ("downgrade", "go back, too")):
+            which.add_argument(
+                f"--{name}", dest="which", action="store_const", const=name, help=text, default=""
+            )
+        which.add_argument("--at", metavar="WHEN", help="as it was then", default="")
     if verb == "log":
         parser.add_argument("--follow", "-f", action="store_true", help="until the job has ended")
 

@@ -6,8 +6,6 @@ import argparse
 
 from invirtibuilder import hosting
 from invirtibuilder.cli.command import Command, load_site, show, the_pocket
-from invirtibuilder.errors import NotFound
-from invirtibuilder.stages.context import archive
 
 
 class Sources(Command):
@@ -16,23 +14,35 @@ class Sources(Command):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("pocket", metavar="POCKET")
-        parser.add_argument(
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument(
             "--preferences",
             action="store_true",
             help="print the preferences stanza that puts the pocket above the mirror, instead",
         )
+        which.add_argument(
+            "--downgrade",
+            action="store_true",
+            help="print the preferences stanza that makes APT go back to lower versions, instead",
+        )
+        which.add_argument(
+            "--at",
+            metavar="WHEN",
+            help="the pocket as it was then, by a commit of the superproject or a date (UTC)",
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         site = load_site(args)
-        pocket = the_pocket(site, args.pocket)
-        if archive(site, pocket).publications.current() is None:
-            raise NotFound(
-                f"pocket {pocket.name} has no publication yet",
-                hint=f"`invirtibuilder pocket create {pocket.name}`",
-                code="no-publication",
-            )
-        client = hosting.client(site, pocket, hosting.public_key(site, pocket).read_bytes())
-        text = client.preferences if args.preferences else client.text
-        value = {"sources": client.sources, "preferences": client.preferences}
+        client = hosting.client(site, the_pocket(site, args.pocket), at=args.at or "")
+        text = client.sources if args.at else client.text
+        if args.preferences:
+            text = client.preferences
+        elif args.downgrade:
+            text = client.downgrade
+        value = {
+            "sources": client.sources,
+            "preferences": client.preferences,
+            "downgrade": client.downgrade,
+        }
         show(args, value, text.rstrip("\n"))
         return 0

@@ -241,8 +241,20 @@ def _acl(call: Call, args: Sequence[str]) -> int:
 
 
 def _sources(call: Call, args: Sequence[str]) -> int:
+    """POCKET, POCKET at X, POCKET preferences, POCKET downgrade."""
+    which = args[1] if len(args) > 1 else "sources"
+    if which not in SOURCES or len(args) != (3 if which == "at" else 1 + (len(args) > 1)):
+        raise UsageFault("usage: sources POCKET [preferences | downgrade | at COMMIT|DATE]")
     call.table.require(call.principal, args[0])
-    text = call.table.pockets[args[0]].get("sources")
+    if len(args) > 1:
+        at = args[2] if which == "at" else ""
+        if at:
+            model.moment(at)
+        question = {"verb": "sources", "pocket": args[0], "at": at, "principal": call.principal}
+        answer = daemon.asked(call.table.socket, question)
+        text = answer["sources" if at else which]
+    else:
+        text = call.table.pockets[args[0]].get("sources")
     if not text:
         raise NotFound(
             f"pocket {args[0]} has no sources stanza yet",
@@ -251,6 +263,9 @@ def _sources(call: Call, args: Sequence[str]) -> int:
         )
     print(str(text).rstrip("\n"))
     return Exit.OK
+
+
+SOURCES = ("sources", "preferences", "downgrade", "at")
 
 
 class Verb:
@@ -314,7 +329,14 @@ VERBS = {
     "pockets": Verb(_pockets, "", "list your pockets"),
     "packages": Verb(_packages, "", "list the packages"),
     "acl": Verb(_acl, "[POCKET]", "say what you may do, or who may do what in a pocket"),
-    "sources": Verb(_sources, "POCKET", "print a pocket's stanza for /etc/apt/sources.list.d"),
+    "sources": Verb(
+        _sources,
+        "POCKET [WHICH] [COMMIT|DATE]",
+        "print a pocket's stanza for /etc/apt/sources.list.d",
+        "WHICH is `preferences` for the stanza that puts the pocket above the mirror, `downgrade`\n"
+        "for the one that makes APT go back to lower versions, or `at` with a commit of the\n"
+        "superproject or a date (UTC), such as 2026-01-31T12:00, for the pocket as it was then.",
+    ),
     "help": Verb(_help, "[VERB]", "this list, or more about a verb"),
 }
 KNOWN = f"one of {', '.join(VERBS)}"

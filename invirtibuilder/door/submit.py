@@ -44,6 +44,11 @@ def check(daemon: Path, args: Sequence[str], principal: str) -> dict[str, Any]:
         "commit": commit,
         "principal": principal,
     }
+    return asked(daemon, question)
+
+
+def asked(daemon: Path, question: dict[str, str]) -> dict[str, Any]:
+    """The daemon's answer. Raises Refused with its reasons, and Unavailable when it is down."""
     answer = _ask(daemon, question)
     if not answer.get("ok"):
         raise Refused([Reason(**reason) for reason in answer["reasons"]])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from invirtibuilder.apt.mirror import machine_sources, stanza
 from invirtibuilder.apt.publications import Publications
@@ -42,6 +45,30 @@ class Archive:
     publications: Publications
 
 
+class ReadyJobs:
+    """The jobs that wait for the lock of their pocket to be published, of all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[str, list[Any]] = {}
+
+    @contextmanager
+    def put(self, pocket: str, ready: Any) -> Iterator[None]:
+        """Put one down as ready, for as long as this lasts."""
+        with self._lock:
+            self._waiting.setdefault(pocket, []).append(ready)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting[pocket].remove(ready)
+
+    def of(self, pocket: str) -> list[Any]:
+        """All that are ready now."""
+        with self._lock:
+            return list(self._waiting.get(pocket, ()))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """One daemon's hands."""
@@ -52,6 +79,7 @@ class Context:
     engines: Mapping[str, Engine]
     clock: Callable[[], datetime]
     stopping: Callable[[], bool]
+    ready: ReadyJobs = field(default_factory=ReadyJobs)
 
     @property
     def superproject(self) -> Superproject:

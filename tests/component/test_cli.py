@@ -187,6 +187,8 @@ BAD = [
     (["package", "create", "New"], {"bad-package"}),
     (["package", "create", "new", "--from", "/nonexistent"], {"no-repository"}),
     (["sources", "nonesuch"], {"no-pocket"}),
+    (["sources", "dev", "--at", "yesterday"], {"bad-moment"}),
+    (["sources", "dev", "--at", "2026-01-31"], {"no-state"}),
     (["base", "refresh", "nonesuch"], {"no-pocket"}),
 ]
 
@@ -329,7 +331,9 @@ def test_sources(place: Place) -> None:
     comment = "\n".join(line[4:] for line in lines if line.startswith("#   "))
     assert comment == value["preferences"].rstrip("\n")
     assert place.cli("sources", "dev", "--preferences").text == value["preferences"].rstrip("\n")
-    assert "Pin-Priority:" in value["preferences"]
+    assert "Pin-Priority: 990" in value["preferences"]
+    assert place.cli("sources", "dev", "--downgrade").text == value["downgrade"].rstrip("\n")
+    assert value["downgrade"] == value["preferences"].replace("990", "1001")
 
 
 def test_an_unexpected_failure_has_an_exit_code_of_ours(own: Place) -> None:

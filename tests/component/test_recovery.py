@@ -26,7 +26,7 @@ from invirtibuilder.sandbox import layers
 from invirtibuilder.sandbox.ids import Ids
 from invirtibuilder.sandbox.userns import upper_of
 from invirtibuilder.spool import Request
-from invirtibuilder.stages import orders, publish
+from invirtibuilder.stages import orders, publish, transaction
 from invirtibuilder.stages.build import _published_before
 from invirtibuilder.stages.context import Stopping
 from invirtibuilder.states import State
@@ -80,19 +80,19 @@ def test_a_kept_ref_in_the_way_is_found_before_the_commit_point(line: Line) -> N
     job = line.run(line.job("staging", "hello", work.git("rev-parse", "HEAD~1").text))
     assert job.status.state in (State.REFUSED, State.FAILED)
     assert line.context.superproject.pin("staging", "hello") is None
-    publish.recover(line.context, line.site.pockets["staging"])
+    transaction.recover(line.context, line.site.pockets["staging"])
 
 
 def test_after_the_commit_point_a_job_waits_instead_of_failing(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line.package("hello")
-    finish = publish._finish
-    monkeypatch.setattr(publish, "_finish", broken)
+    finish = transaction._finish
+    monkeypatch.setattr(transaction, "_finish", broken)
     job = line.run(line.job("staging", "hello"))
     assert line.context.superproject.pin("staging", "hello")
     assert job.status.state == State.WAITING
-    monkeypatch.setattr(publish, "_finish", finish)
+    monkeypatch.setattr(transaction, "_finish", finish)
     assert line.run(job).status.state == State.PUBLISHED
     assert len(list(line.site.events.glob(f"{job.id}/*-published.json"))) == 1
     assert line.context.superproject.trailers(line.context.superproject.tip("staging") or "")
@@ -125,17 +125,16 @@ def recovered(line: Line, job: Job) -> None:
     superproject = line.context.superproject
     commit = superproject.tip("staging")
     assert commit
+    change = {"package": job.package, "job": job.id, "commit": commit, "refs": {}}
     intent = {
-        "job": job.id,
-        "package": job.package,
         "publication": int(superproject.trailers(commit)["Publication"]),
         "commit": commit,
         "parent": None,
-        "refs": {},
+        "jobs": [{"job": job.id, "changes": [change]}],
     }
     pocket = line.site.pockets["staging"]
-    files.write_json(line.context.archive(pocket).reprepro.private / publish.INTENT, intent)
-    publish.recover(line.context, pocket)
+    files.write_json(line.context.archive(pocket).reprepro.private / transaction.INTENT, intent)
+    transaction.recover(line.context, pocket)
 
 
 def test_a_first_publication_that_was_cut_off_is_made_again(
@@ -162,7 +161,7 @@ def test_a_failed_publication_leaves_the_store_of_tarballs_alone(
     orig.write_bytes(b"of a submission that is not published")
     fact["files"].append({"name": orig.name, "size": orig.stat().st_size, "sha256": "0" * 64})
     job.write_fact("export", fact)
-    monkeypatch.setattr(publish, "_transact", refusing)
+    monkeypatch.setattr(transaction, "_fill", refusing)
     line.run(job)
     assert job.status.state == State.FAILED
     assert not list(line.site.origs.iterdir())

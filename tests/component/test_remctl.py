@@ -78,6 +78,11 @@ def test_from_submission_to_sources(door: Door) -> None:
     assert "\nSuites: dev\n" in sources.text
     assert "BEGIN PGP PUBLIC KEY BLOCK" in sources.text
     assert door.call("bob", "sources", "staging").code == 77
+    assert "Pin-Priority: 1001" in door.call("bob", "sources", "dev", "downgrade").text
+    was = door.call("bob", "sources", "dev", "at", "2999-01-01").text
+    assert re.search(r"^URIs: file:.*/dev/publications/[0-9]{8}$", was, re.M)
+    gone = door.call("bob", "sources", "dev", "at", "1999-01-01")
+    assert (gone.code, b"[no-state]" in gone.err) == (3, True)
 
 
 def test_refusals(door: Door) -> None:

@@ -484,8 +484,11 @@ JOB = "20260102T030405.000006-07ab"
 
 def test_the_verbs_are_the_doors() -> None:
     doors = {name: verb.arguments for name, verb in door.VERBS.items()}
-    assert doors.pop("log") == "JOB [follow]"  # ours is an option
-    assert {name: words for name, (words, _) in VERBS.items() if name != "log"} == doors
+    # Ours are options.
+    assert doors["log"] == "JOB [follow]"
+    assert doors["sources"] == "POCKET [WHICH] [COMMIT|DATE]"
+    ours = {name: words for name, (words, _) in VERBS.items()}
+    assert {**ours, "log": doors["log"], "sources": doors["sources"]} == doors
 
 
 def test_verbs_are_passed_on(site: Site) -> None:
@@ -495,6 +498,8 @@ def test_verbs_are_passed_on(site: Site) -> None:
     assert site.remote("cancel", JOB).out == f"cancel {JOB}\n".encode()
     assert site.remote("log", JOB, "--follow").out == f"a line of {JOB}\n".encode()
     assert site.remote("log", JOB).code == 64
+    assert site.remote("sources", "dev", "--downgrade").out == b"sources dev downgrade\n"
+    assert site.remote("sources", "dev", "--at", "2026-01-31").out == b"sources dev at 2026-01-31\n"
     assert site.remote("frobnicate").code == 64
     done = site.remote("status", env={**site.env, "KRB5CCNAME": "FILE:/nonexistent/cc"})
     assert (done.code, done.err.splitlines()[1]) == (77, b"  hint: kinit")

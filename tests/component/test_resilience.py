@@ -18,7 +18,7 @@ from invirtibuilder.daemon import Daemon
 from invirtibuilder.errors import Blame, MachineFault, Reason
 from invirtibuilder.jobs import Job
 from invirtibuilder.spool import Request, Spool
-from invirtibuilder.stages import publish
+from invirtibuilder.stages import transaction
 from invirtibuilder.states import State
 from tests.support.line import ME, Line, broken, states
 
@@ -176,7 +176,7 @@ def test_a_cancel_after_the_commit_point_comes_too_late(
 ) -> None:
     line.package("hello")
     with monkeypatch.context() as patch:
-        patch.setattr(publish, "_finish", broken)
+        patch.setattr(transaction, "_finish", broken)
         job = line.run(line.job("staging", "hello"))
         job.ask_cancel(ME)
     assert line.run(job).status.state == State.PUBLISHED
@@ -223,7 +223,7 @@ def test_a_program_that_finds_the_disk_full_makes_the_job_wait(
 
     line.package("hello")
     with monkeypatch.context() as patch:
-        patch.setattr(publish, "_transact", told)
+        patch.setattr(transaction, "_fill", told)
         job = line.run(line.job("staging", "hello"))
         assert job.status.state == State.WAITING
     assert line.run(job).status.state == State.PUBLISHED

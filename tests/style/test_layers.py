@@ -33,7 +33,10 @@ ABOVE = {
     "inside": (),
 }
 # What stages share; they import nothing else of each other.
-STAGE_HELPERS = ("stages.context", "stages.events", "stages.orders")
+STAGE_HELPERS = (
+    *("stages.context", "stages.events", "stages.orders"),
+    *("stages.uploads", "stages.changes", "stages.transaction", "stages.history"),
+)
 # Each with its reason. An entry that is no longer needed fails.
 EXCEPTIONS = {
     ("acl", "settings"): "an ACL's entry is the configuration's own value",

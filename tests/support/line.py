@@ -11,21 +11,24 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from invirtibuilder import config, hosting, model
+from invirtibuilder import config, files, hosting, model
 from invirtibuilder.cli import init
 from invirtibuilder.daemon import Daemon, make_context
 from invirtibuilder.engine import Attempt
 from invirtibuilder.errors import Reason
 from invirtibuilder.jobs import Job
 from invirtibuilder.order import Manifest, Order, ResultWriter, read_order
-from invirtibuilder.pipeline import advance
+from invirtibuilder.pipeline import STAGES, advance
 from invirtibuilder.spool import Request, local_principal
+from invirtibuilder.stages.context import Stopping
 from tests.support import debs
 from tests.support.gitwork import Work
 
@@ -145,6 +148,29 @@ class Line:
     def run(self, job: Job) -> Job:
         advance(self.context, job)
         return job
+
+    def until(self, job: Job, stage: str) -> Job:
+        """Take a job up to, and not including, a stage."""
+        names = [name for name, _ in STAGES]
+        before = names[names.index(stage) - 1]
+        stopping = dataclasses.replace(self.context, stopping=lambda: job.fact(before) is not None)
+        with pytest.raises(Stopping):
+            advance(stopping, job)
+        return job
+
+    def together(self, *jobs: Job) -> None:
+        """Have jobs that are ready to be published wait for their pocket's lock at once."""
+        pocket = self.site.pockets[jobs[0].pocket]
+        threads = [threading.Thread(target=self.run, args=(job,)) for job in jobs]
+        with files.locked(self.context.archive(pocket).reprepro.lock):
+            for thread in threads:
+                thread.start()
+            end = time.monotonic() + 30
+            while len(self.context.ready.of(pocket.name)) < len(jobs):
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        for thread in threads:
+            thread.join()
 
 
 @pytest.fixture(scope="module")

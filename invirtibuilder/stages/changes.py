@@ -1,0 +1,149 @@
+"""What becomes of one package in a pocket: a commit of the superproject, and the refs with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from invirtibuilder import model
+from invirtibuilder.errors import Reason, Refused
+from invirtibuilder.gitrepo import Repository
+from invirtibuilder.settings import Pocket
+from invirtibuilder.stages import uploads
+from invirtibuilder.stages.context import Context
+from invirtibuilder.stages.uploads import Upload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What becomes of one package in a pocket: one commit of the superproject.
+
+    `job` is who the record and the commit name. Without a `commit` the package goes; else
+    `record` is all that is to be recorded but publication and time, and `upload` what APT gets.
+    """
+
+    package: str
+    job: str
+    commit: str | None
+    record: Mapping[str, Any]
+    upload: Upload | None
+    subject: str
+    trailers: Mapping[str, str]
+
+
+def written(
+    context: Context,
+    pocket: Pocket,
+    change: Change,
+    *,
+    parent: str | None,
+    number: int,
+    date: datetime,
+) -> dict[str, Any]:
+    """Write the objects of a change, no ref yet: the commit on top of `parent`, and the refs.
+
+    It is JSON, to be written down before anything is done: a redo makes the same. Raises Refused
+    for what is in the way of a ref.
+    """
+    refs = _refs(context, pocket, change, date) if change.commit else {}
+    commit = _composed(context, change, parent, number, date)
+    return {"package": change.package, "job": change.job, "commit": commit, "refs": refs}
+
+
+def _composed(
+    context: Context, change: Change, parent: str | None, number: int, date: datetime
+) -> str:
+    site = context.site
+    record = {**change.record, "publication": number, "published": model.iso(date)}
+    return context.superproject.compose(
+        parent=parent,
+        package=change.package,
+        commit=change.commit,
+        record=record,
+        subject=change.subject,
+        trailers={"Job": change.job, **change.trailers, "Publication": str(number)},
+        author=(site.tagger_name, site.tagger_mail),
+        date=date,
+    )
+
+
+def _refs(context: Context, pocket: Pocket, change: Change, date: datetime) -> dict[str, str]:
+    """What has to point where once this is published: kept refs, and the version's tag."""
+    record, commit = change.record, str(change.commit)
+    site, repository = context.site, context.repository(change.package)
+    version = str(record["version"])
+    kept = pocket.kept_ref(version)
+    refs = {kept: commit}
+    if not pocket.allow_backtracking:
+        tag = pocket.tag(version)
+        there = repository.ref(f"refs/tags/{tag}")
+        if there:
+            _tag_is_here(repository, tag, commit)
+        refs[f"refs/tags/{tag}"] = there or repository.tag_object(
+            tag,
+            commit,
+            f"{change.package} {version} in {pocket.name}\n\nJob: {change.job}\n",
+            site.tagger_name,
+            site.tagger_mail,
+            date,
+        )
+    for name, target in uploads.held(record).items():
+        refs[f"{kept}-{name.lower()}"] = target
+    nothing_in_the_way(repository, refs)
+    return refs
+
+
+def _tag_is_here(repository: Repository, tag: str, commit: str) -> None:
+    """Another pocket may have tagged the version since admission. Raises Refused."""
+    if repository.peeled(f"refs/tags/{tag}") != commit:
+        message = f"the tag {tag} does not point to {commit[:12]} (any more)"
+        hint = "a version once tagged stays: use a higher one"
+        raise Refused([Reason(code="tag-elsewhere", message=message, hint=hint)])
+
+
+def nothing_in_the_way(repository: Repository, refs: Mapping[str, str]) -> None:
+    """Each ref can be made once the publication stands. Raises Refused with every one that not.
+
+    Pushes cannot make such refs; imports, other pockets and earlier configurations can.
+    """
+    there = repository.refs("refs/")
+    reasons = []
+    for name, target in refs.items():
+        parts = name.split("/")
+        above = {"/".join(parts[:n]) for n in range(3, len(parts))}
+        wrong = [
+            found
+            for found, oid in there.items()
+            if found in above
+            or found.startswith(f"{name}/")
+            or (found == name and oid != target and not _same_commit(repository, found, target))
+        ]
+        reasons += [
+            Reason(
+                code="ref-in-the-way",
+                message=f"{found} is in the way of {name}",
+                hint="a higher version has other refs; or the administrator moves it away",
+            )
+            for found in wrong
+        ]
+    if reasons:
+        raise Refused(reasons)
+
+
+def _same_commit(repository: Repository, tag: str, target: str) -> bool:
+    """Whether a tag of another object, made by another pocket meanwhile, is of the same commit."""
+    if not tag.startswith("refs/tags/"):
+        return False
+    here, there = repository.commits_of([repository.ref(tag) or "", target])
+    return here is not None and here == there
+
+
+def make_refs(repository: Repository, refs: Mapping[str, str]) -> None:
+    """Make what `written` gave, after the commit point; safe to repeat."""
+    for name, target in refs.items():
+        if not name.startswith("refs/tags/"):
+            repository.keep(name, target)
+        elif repository.ref(name) is None or not _same_commit(repository, name, target):
+            repository.set_ref(name, target, None)

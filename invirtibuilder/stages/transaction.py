@@ -1,0 +1,387 @@
+"""The transaction of a pocket: packages come, go or come back in one publication, or none does.
+
+The commit point is one compare-and-swap of the superproject's branch, over one commit for each
+package that changes. Everything before it can be undone, everything after it can be done again:
+recovery asks only whether the branch has the last commit that the intent names.
+
+Jobs of a pocket that are ready together share a publication: each is put down as ready, then
+waits for the pocket's lock, and whoever gets it publishes all that are ready by then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from invirtibuilder import files, model
+from invirtibuilder.errors import Fault
+from invirtibuilder.jobs import Job
+from invirtibuilder.settings import Pocket
+from invirtibuilder.stages import changes, uploads
+from invirtibuilder.stages.changes import Change
+from invirtibuilder.stages.context import Archive, Context, Wait
+
+INTENT = "intent.json"
+FACT = "publish"
+COMMITTED = "committed"
+"""A fact of a job that stands in the superproject, but has not all that follows: no way back."""
+
+AGAIN = timedelta(seconds=30)
+MAX_PAUSE = 60.0
+"""Seconds; after a jump of the clock the wait would be as long as the jump."""
+
+
+Prepare = Callable[[], Sequence[Change]]
+"""Looks at the pocket as it is now, under its lock. Raises what is in the way."""
+
+
+class Ready:
+    """A job that is ready to be published: all its changes, or none."""
+
+    def __init__(self, job: Job, prepare: Prepare) -> None:
+        self.job = job
+        self.prepare = prepare
+        self.changes: Sequence[Change] = ()
+        self.error: Exception | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether it was published, or cannot be."""
+        return self.error is not None or self.job.fact(FACT) is not None
+
+
+class _Culprit(Exception):
+    """One of several cannot be published."""
+
+    def __init__(self, ready: Ready, error: Exception) -> None:
+        super().__init__(str(error))
+        self.ready = ready
+        self.error = error
+
+
+def publish(context: Context, job: Job, prepare: Prepare) -> dict[str, Any]:
+    """Publish a job's changes in its pocket, once, whatever happens in between; its facts.
+
+    With it goes every other job of the pocket that is ready: N changes are N commits of the
+    superproject, in order, and one publication. Raises what is wrong with this job alone.
+    """
+    pocket = context.pocket(job)
+    archive = context.archive(pocket)
+    own = Ready(job, prepare)
+    with context.ready.put(pocket.name, own), _recovered(context, pocket, archive) as lock_fd:
+        # Whoever finished the publication, be it a recovery, has written its facts.
+        while not own.over:
+            _publish(_Session(context, pocket, archive, lock_fd))
+        # What was published stands, whatever came afterwards.
+        if own.error and job.fact(FACT) is None:
+            raise own.error
+        return job.need(FACT)
+
+
+def recover(context: Context, pocket: Pocket) -> str:
+    """Finish or undo what a killed daemon has left; nothing to do is the normal case.
+
+    Returns why it cannot be finished yet, if so: then the pocket's jobs wait, and others go on.
+    """
+    try:
+        with _recovered(context, pocket, context.archive(pocket)):
+            return ""
+    except Wait as wait:
+        return str(wait)
+
+
+@contextmanager
+def settled(context: Context, pocket: Pocket) -> Iterator[Archive]:
+    """The pocket's archive under its lock, nothing half done in it. Raises Wait."""
+    archive = context.archive(pocket)
+    with _recovered(context, pocket, archive):
+        yield archive
+
+
+@contextmanager
+def _recovered(context: Context, pocket: Pocket, archive: Archive) -> Iterator[int]:
+    """The pocket's lock, with no half-done publication; children inherit the descriptor."""
+    archive.reprepro.create()
+    with files.locked(archive.reprepro.lock, inheritable=True) as lock_fd:
+        path = archive.reprepro.private / INTENT
+        intent = files.read_json(path, limit=64 << 20) if path.exists() else None
+        if intent and context.superproject.contains(pocket.branch, intent["commit"]):
+            _finished(context, archive, pocket, intent)
+        else:
+            _undo(archive, intent)
+        yield lock_fd
+
+
+@dataclass(frozen=True)
+class _Session:
+    """A pocket whose lock is held."""
+
+    context: Context
+    pocket: Pocket
+    archive: Archive
+    lock_fd: int
+
+
+def _publish(session: _Session) -> None:
+    """Publish what is ready; of two jobs that change one package, the first only."""
+    taken: set[str] = set()
+    together = []
+    waiting = session.context.ready.of(session.pocket.name)
+    for ready in sorted(waiting, key=lambda r: r.job.id):
+        if ready.over:
+            continue
+        try:
+            ready.changes = ready.prepare()
+        except Exception as error:
+            ready.error = error
+            continue
+        names = {change.package for change in ready.changes}
+        # Two of one package: the later one sees what the earlier has made of it.
+        if not names & taken:
+            together.append(ready)
+            taken |= names
+    _all_that_can(session, together)
+
+
+def _all_that_can(session: _Session, together: Sequence[Ready]) -> None:
+    """One publication for all of them; a bad one leaves, and does not take the others down."""
+    if not together:
+        return
+    try:
+        _transact(session, together)
+    except _Culprit as found:
+        found.ready.error = found.error
+        _all_that_can(session, [r for r in together if r is not found.ready])
+    except Exception as error:
+        if isinstance(error, Wait) or len(together) == 1:
+            for ready in together:
+                ready.error = error
+            return
+        # Nobody knows whose fault it is.
+        for ready in together:
+            _all_that_can(session, [ready])
+
+
+def _transact(session: _Session, together: Sequence[Ready]) -> None:
+    context, pocket, archive = session.context, session.pocket, session.archive
+    # Dates rise by a second at least, and APT takes none from the future.
+    time.sleep(min(archive.publications.pause(context.clock()), MAX_PAUSE))
+    number = max([0, *archive.publications.numbers()]) + 1
+    date = archive.publications.next_date(context.clock())
+    intent = _intent(session, together, number, date)
+    files.write_json(archive.reprepro.private / INTENT, intent)
+    try:
+        _fill(session, together, date)
+        archive.publications.stage(
+            number,
+            date=date,
+            valid_for=pocket.valid_for,
+            commit=intent["commit"],
+            sign=context.signer(pocket).sign,
+        )
+        with _repositories_locked(context, together):
+            # Another pocket may have published the same version meanwhile.
+            for ready, units in zip(together, intent["jobs"], strict=True):
+                with _blamed(ready):
+                    for change in units["changes"]:
+                        changes.nothing_in_the_way(
+                            context.repository(change["package"]), change["refs"]
+                        )
+                    for one in ready.changes:
+                        uploads.keep_origs(context.site.origs, one.upload)
+            context.superproject.move(pocket.branch, intent["commit"], intent["parent"])
+            for change in _changes(intent):
+                changes.make_refs(context.repository(change["package"]), change["refs"])
+    except BaseException as error:
+        if not context.superproject.contains(pocket.branch, intent["commit"]):
+            _undo(archive, intent)
+            raise
+        if not isinstance(error, Exception):
+            raise
+    _finished(context, archive, pocket, intent)
+    kept = pocket.retention
+    try:
+        archive.publications.prune(context.clock(), seconds=kept.seconds, count=kept.publications)
+    except (Fault, OSError) as error:
+        together[0].job.remark(f"old publications stay for now: {error}")
+
+
+@contextmanager
+def _blamed(ready: Ready) -> Iterator[None]:
+    """What goes wrong here is this one's."""
+    try:
+        yield
+    except Exception as error:
+        raise _Culprit(ready, error) from error
+
+
+@contextmanager
+def _repositories_locked(context: Context, together: Sequence[Ready]) -> Iterator[None]:
+    """For the moment in which tags are looked at and made: another pocket may make them, too."""
+    names = sorted({change.package for ready in together for change in ready.changes})
+    with ExitStack() as stack:
+        for name in names:
+            path = context.repository(name).path
+            if path.is_dir():
+                stack.enter_context(files.locked(path / "publishing"))
+        yield
+
+
+def _fill(session: _Session, together: Sequence[Ready], date: datetime) -> None:
+    """reprepro's part: all that comes and goes, and one export, on a saved database."""
+    reprepro, lock_fd = session.archive.reprepro, session.lock_fd
+    reprepro.begin()
+    for ready in together:
+        with _blamed(ready):
+            folder = ready.job.directory / "upload"
+            for change in ready.changes:
+                if change.upload is None:
+                    reprepro.remove(change.package, lock_fd=lock_fd)
+                    continue
+                files.remove_tree(folder)
+                reprepro.include(
+                    uploads.gathered(change.upload, folder, session.pocket.codename, date),
+                    change.package,
+                    change.upload.version,
+                    lock_fd=lock_fd,
+                    # Everything of the source is replaced: no binary stays that it has no more.
+                    downgrade=True,
+                    take_over=change.upload.packages if session.pocket.allow_takeover else (),
+                )
+            files.remove_tree(folder)
+    reprepro.export(lock_fd=lock_fd)
+
+
+# What is written down before, so that a redo makes the same.
+
+
+def _intent(
+    session: _Session, together: Sequence[Ready], number: int, date: datetime
+) -> dict[str, Any]:
+    """Objects without any ref yet: a chain of commits, and the refs that go with each."""
+    superproject = session.context.superproject
+    parent = tip = superproject.tip(session.pocket.branch)
+    jobs = []
+    for ready in together:
+        intended: list[dict[str, Any]] = []
+        with _blamed(ready):
+            for change in ready.changes:
+                uploads.same_origs(session.context.site.origs, change.upload)
+                written = changes.written(
+                    session.context, session.pocket, change, parent=tip, number=number, date=date
+                )
+                tip = written["commit"]
+                intended.append(written)
+        jobs.append({"job": ready.job.id, "changes": intended})
+    return {"publication": number, "commit": tip, "parent": parent, "jobs": jobs}
+
+
+# After the commit point.
+
+
+def _finished(context: Context, archive: Archive, pocket: Pocket, intent: dict[str, Any]) -> None:
+    """`_finish`, or Wait: it is published, so nothing may fail it any more."""
+    try:
+        _finish(context, archive, pocket, intent)
+    except (Fault, OSError) as error:
+        for job in _jobs(context, intent):
+            job.write_fact(COMMITTED, {"commit": intent["commit"]})
+        why = f"publication {intent['publication']} of {pocket.name} cannot be finished: {error}"
+        raise Wait(why, context.clock() + AGAIN) from error
+
+
+def _finish(context: Context, archive: Archive, pocket: Pocket, intent: dict[str, Any]) -> None:
+    """Every step can be repeated."""
+    for change in _changes(intent):
+        changes.make_refs(context.repository(change["package"]), change["refs"])
+    if archive.publications.current() != intent["publication"]:
+        archive.publications.switch(intent["publication"])
+    archive.reprepro.commit()
+    # Before the intent goes: later there may be other records in their place.
+    for job in _jobs(context, intent):
+        _write_facts(context, job, intent)
+    for change in _changes(intent):
+        repository = context.repository(change["package"])
+        if repository.path.is_dir():
+            for held in repository.refs(f"refs/invirtibuilder/jobs/{change['job']}/"):
+                repository.unkeep(held)
+    (archive.reprepro.private / INTENT).unlink(missing_ok=True)
+    files.sync_directory(archive.reprepro.private)
+
+
+def _changes(intent: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [change for job in intent["jobs"] for change in job["changes"]]
+
+
+def _jobs(context: Context, intent: Mapping[str, Any]) -> list[Job]:
+    """Every job that the intent names and that is still there, once."""
+    names = [name for job in intent["jobs"] for name in (job["job"], *_parts(job))]
+    paths = [context.site.jobs / name for name in dict.fromkeys(names)]
+    return [Job(path, context.clock) for path in paths if path.is_dir()]
+
+
+def _parts(job: Mapping[str, Any]) -> list[str]:
+    return [str(change["job"]) for change in job["changes"]]
+
+
+def _write_facts(context: Context, job: Job, intent: Mapping[str, Any]) -> None:
+    """What was published for this job, be it its own or a part of another's."""
+    mine = [
+        change
+        for each in intent["jobs"]
+        for change in each["changes"]
+        if job.id in (each["job"], change["job"])
+    ]
+    packages = []
+    for change in mine:
+        record = context.superproject.record_at(change["commit"], change["package"]) or {}
+        packages.append(
+            {
+                "package": change["package"],
+                "version": record.get("version"),
+                "commit": record.get("commit"),
+                "superproject_commit": change["commit"],
+                "files": record.get("files", []),
+            }
+        )
+    date = context.superproject.date(intent["commit"])
+    value = {
+        "publication": intent["publication"],
+        "date": model.iso(date),
+        "superproject_commit": mine[-1]["commit"],
+        "files": [file for package in packages for file in package.pop("files")],
+        "packages": packages,
+    }
+    job.write_fact(FACT, value)
+
+
+def _undo(archive: Archive, intent: dict[str, Any] | None) -> None:
+    """Before the commit point: as if nothing had been."""
+    archive.reprepro.restore()
+    if intent:
+        archive.publications.drop(intent["publication"])
+        (archive.reprepro.private / INTENT).unlink(missing_ok=True)
+        files.sync_directory(archive.reprepro.private)
+
+
+# Publications of no job.
+
+
+def first_publication(context: Context, pocket: Pocket) -> None:
+    """Publish an empty repository in a new pocket, so that its stanza works from the start."""
+    archive = context.archive(pocket)
+    if archive.publications.current() is not None:
+        return
+    with _recovered(context, pocket, archive) as lock_fd:
+        archive.reprepro.begin()
+        archive.reprepro.export(lock_fd=lock_fd)
+        date = archive.publications.next_date(context.clock().astimezone(UTC))
+        archive.publications.stage(
+            1, date=date, valid_for=pocket.valid_for, sign=context.signer(pocket).sign
+        )
+        archive.publications.switch(1)
+        archive.reprepro.commit()
