@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import yaml
 
 from invirtibuilder import configwords as words
 from invirtibuilder import model, yamlread
+from invirtibuilder.errors import Fault
 from invirtibuilder.order import Limits
 from invirtibuilder.settings import (
     ACTIONS,
@@ -55,7 +57,7 @@ def _site(root: Value, file: Path) -> Site:
     top = root.record("site", "domains", "pockets", "hooks", required=("site", "pockets"))
     keys = (
         *("name", "directory", "url", "git_url", "tagger", "signing"),
-        *("doors", "max_push", "queue_group", "acl_refresh"),
+        *("doors", "max_push", "queue_group", "acl_refresh", "reserve"),
     )
     site = top["site"].record(*keys, required=("name", "tagger", "signing"))
     base = file.parent
@@ -68,6 +70,8 @@ def _site(root: Value, file: Path) -> Site:
     for name in {n for n in names if names.count(n) > 1}:
         top["hooks"].problem(f"two hooks are called {name}; give one of them another `name`")
     _short(site["directory"], directory / "run/daemon.sock")
+    common = Limits(reserve=site["reserve"].size(1 << 30))
+    pockets = top["pockets"].members()
     return Site(
         file=file,
         name=site["name"].text("", words.site_name),
@@ -83,9 +87,7 @@ def _site(root: Value, file: Path) -> Site:
         acl_refresh=site["acl_refresh"].duration(300) or 300,
         hooks=hooks,
         domains=domains,
-        pockets={
-            n: _pocket(n, v, base, domains, signing) for n, v in top["pockets"].members().items()
-        },
+        pockets={n: _pocket(n, v, base, domains, signing, common) for n, v in pockets.items()},
     )
 
 
@@ -162,13 +164,18 @@ def _hook_name(value: Value, program: Path) -> str:
 
 
 def _pocket(
-    name: str, value: Value, base: Path, domains: Mapping[str, Domain], signing: Signing
+    name: str,
+    value: Value,
+    base: Path,
+    domains: Mapping[str, Domain],
+    signing: Signing,
+    common: Limits,
 ) -> Pocket:
     _checked(value, name, model.POCKET, "pocket")
     keys = value.record(
         *("description", "suite", "components", "mirror", "extra_sources", "architectures"),
         *("branch", "codename", "allow_backtracking", "allow_takeover", "isolation"),
-        *("trust_domain", "build_profiles", "build_options", "limits", "acl"),
+        *("trust_domain", "build_profiles", "build_options", "limits", "packages", "acl"),
         *("tag_format", "version_suffix", "max_queued", "max_hourly", "signing"),
         *("valid_for", "retention"),
         required=("suite",),
@@ -176,6 +183,7 @@ def _pocket(
     domain = keys["trust_domain"].text(next(iter(domains)))
     if domain not in domains:
         keys["trust_domain"].problem(f"no such domain: {domain!r}; known: {', '.join(domains)}")
+    limits = _limits(keys["limits"], common)
     return Pocket(
         name=name,
         description=keys["description"].text(f"{name} packages"),
@@ -192,7 +200,8 @@ def _pocket(
         domain=domain,
         profiles=keys["build_profiles"].texts((), words.profile),
         options=keys["build_options"].texts((), words.option),
-        limits=_limits(keys["limits"]),
+        limits=limits,
+        package_limits=_package_limits(keys["packages"], limits),
         signing=signing
         if keys["signing"].absent
         else _signing(keys["signing"], base, signing.home),
@@ -246,20 +255,35 @@ def _whole(value: Value, default: int | None, low: int) -> int | None:
     return None if number is None else int(number)
 
 
-def _limits(value: Value) -> Limits:
+def _package_limits(value: Value, pocket: Limits) -> dict[str, Limits]:
+    """The limits of packages that have some of their own; the pocket's hold for the rest."""
+    found = {}
+    for name, entry in value.members().items():
+        try:
+            model.package_name(name)
+        except Fault as fault:
+            entry.problem(str(fault))
+        found[name] = _limits(entry.record("limits")["limits"], pocket)
+    return found
+
+
+def _limits(value: Value, default: Limits) -> Limits:
     keys = value.record(
-        *("time", "idle", "cpu_time", "memory", "processes", "file_size", "log", "result")
+        *("time", "idle", "cpu_time", "memory", "processes", "disk", "file_size"),
+        *("log", "result"),
     )
-    cpu = keys["cpu_time"].duration(None)
+    cpu = keys["cpu_time"].duration(default.cpu_seconds)
     return Limits(
-        seconds=keys["time"].duration(3600) or 3600,
-        idle_seconds=keys["idle"].duration(None),
-        cpu_seconds=None if cpu is None else int(cpu),
-        memory=keys["memory"].size(None),
-        processes=_whole(keys["processes"], 5000, 20),
-        file_size=keys["file_size"].size(8 << 30),
-        log_size=keys["log"].size(1 << 30),
-        result_size=keys["result"].size(8 << 30) or 8 << 30,
+        seconds=keys["time"].duration(default.seconds) or default.seconds,
+        idle_seconds=keys["idle"].duration(default.idle_seconds),
+        cpu_seconds=None if cpu is None else math.ceil(cpu),
+        memory=keys["memory"].size(default.memory),
+        processes=_whole(keys["processes"], default.processes, 20),
+        disk=keys["disk"].size(default.disk),
+        file_size=keys["file_size"].size(default.file_size),
+        log_size=keys["log"].size(default.log_size),
+        result_size=keys["result"].size(default.result_size) or default.result_size,
+        reserve=default.reserve,
     )
 
 

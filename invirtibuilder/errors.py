@@ -18,6 +18,10 @@ class Blame(StrEnum):
     MACHINE = "machine"  # this site: disk, configuration, our own defect
 
 
+DISK_FULL = "disk-full"
+"""The code of a fault that ends when the machine has room again: the job waits for that."""
+
+
 class Exit(IntEnum):
     """Exit codes of every program here; documented in invirtibuilder(1)."""
 
@@ -72,15 +76,18 @@ class Fault(Exception):
     blame = Blame.MACHINE
     code = "fault"
 
-    def __init__(self, message: str, *, hint: str = "", code: str = "") -> None:
+    def __init__(
+        self, message: str, *, hint: str = "", code: str = "", also: Sequence[Reason] = ()
+    ) -> None:
         super().__init__(message)
         self.hint = hint
         self.code = code or self.code
+        self.also = tuple(also)
 
     @property
     def reasons(self) -> Sequence[Reason]:
-        """All reasons, at least one."""
-        return [Reason(code=self.code, message=str(self), hint=self.hint)]
+        """All reasons, at least one; what may have been the cause of it comes last."""
+        return [Reason(code=self.code, message=str(self), hint=self.hint), *self.also]
 
 
 class Refused(Fault):

@@ -96,6 +96,7 @@ class Pocket:
     profiles: tuple[str, ...]
     options: tuple[str, ...]
     limits: Limits
+    package_limits: Mapping[str, Limits]
     signing: Signing
     acl: Mapping[str, tuple[AclEntry, ...]]
     tag_format: str
@@ -104,6 +105,10 @@ class Pocket:
     max_hourly: int | None
     valid_for: float | None  # seconds; None: what is published is valid for ever
     retention: Retention
+
+    def limits_of(self, package: str) -> Limits:
+        """What a package's export and build may use here."""
+        return self.package_limits.get(package, self.limits)
 
     def tag(self, version: str) -> str:
         """The name of the tag for a version, as DEP-14 mangles it."""

@@ -8,6 +8,7 @@ removed when it is idle.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -22,12 +23,13 @@ from typing import IO
 
 from invirtibuilder import files, model
 from invirtibuilder.engine import GO, receive_descriptors
-from invirtibuilder.errors import Blame, Cancelled, Fault, MachineFault, Reason
+from invirtibuilder.errors import DISK_FULL, Blame, Cancelled, Fault, MachineFault, Reason
 from invirtibuilder.order import Manifest, Order, ResultWriter, read_order
 from invirtibuilder.phases import build, export
 from invirtibuilder.phases.workshop import Workshop
 from invirtibuilder.sandbox.check import self_check
 from invirtibuilder.sandbox.ids import Ids, remove_tree
+from invirtibuilder.sandbox.limits import Groups
 from invirtibuilder.sandbox.slots import taken
 
 
@@ -57,10 +59,14 @@ def work(
                     _workshop(directory, slots, order, content, log_fd, stop)
                 )
                 workshop.stage(f"order {order.kind} {order.attempt}")
+                for weaker in workshop.groups.lacking():
+                    workshop.stage(weaker)
+                workshop.check_room()
                 report = _KINDS[order.kind](workshop, writer)
                 reasons: list[Reason] = []
                 blame = Blame.PACKAGE
-            except Fault as fault:
+            except (Fault, OSError) as error:
+                fault = error if isinstance(error, Fault) else _of_the_machine(error)
                 report = {}
                 reasons = list(fault.reasons)
                 blame = fault.blame
@@ -86,6 +92,13 @@ def work(
         writer.finish(manifest)
     _log(log_fd, f"{'done' if manifest.ok else 'failed'} after {manifest.seconds:.1f} s")
     return manifest.ok
+
+
+def _of_the_machine(error: OSError) -> Fault:
+    """What an error of ours means: a full disk will not be one for ever. Raises all others."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    return MachineFault(f"the worker's disk is full: {error}", code=DISK_FULL)
 
 
 def _base_only(workshop: Workshop, _writer: ResultWriter) -> dict[str, object]:
@@ -148,6 +161,8 @@ def _workshop(
     stop: _StopWord,
 ) -> Iterator[Workshop]:
     """A slot, and scratch space in it for one order, removed whole afterwards."""
+    groups = Groups.find()
+    groups.sweep()
 
     def waiting() -> None:
         _log(log_fd, "waiting for a free slot")
@@ -169,6 +184,7 @@ def _workshop(
                 ids=slot.ids,
                 log_fd=log_fd,
                 cancelled=stop,
+                groups=groups,
             )
         finally:
             _clear(scratch, slot.ids)

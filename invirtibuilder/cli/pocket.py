@@ -144,8 +144,11 @@ def _words(rules: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for key, rule in rules.items():
         if key == "limits":
-            parts = [f"{k} {written(v)}" for k, (v, written) in _limits(rule).items() if v]
-            found[key] = ", ".join(parts)
+            found[key] = ", ".join(_limits(rule))
+        elif key == "package_limits":
+            for package, limits in rule.items():
+                own = [part for part in _limits(limits) if part not in _limits(rules["limits"])]
+                found[f"limits of {package}"] = ", ".join(own)
         elif key == "retention":
             found[key] = f"publications {rule['publications']}, time {_duration(rule['seconds'])}"
         elif key == "valid_for" and rule:
@@ -166,17 +169,19 @@ def _words(rules: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _limits(rule: Mapping[str, Any]) -> dict[str, tuple[Any, Callable[[Any], str]]]:
-    return {
+def _limits(rule: Mapping[str, Any]) -> list[str]:
+    values: dict[str, tuple[Any, Callable[[Any], str]]] = {
         "time": (rule["seconds"], _duration),
         "idle": (rule["idle_seconds"], _duration),
         "cpu_time": (rule["cpu_seconds"], _duration),
         "memory": (rule["memory"], _size),
         "processes": (rule["processes"], str),
+        "disk": (rule["disk"], _size),
         "file_size": (rule["file_size"], _size),
         "log": (rule["log_size"], _size),
         "result": (rule["result_size"], _size),
     }
+    return [f"{key} {written(value)}" for key, (value, written) in values.items() if value]
 
 
 def _duration(seconds: float) -> str:

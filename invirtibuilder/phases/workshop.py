@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import IO
 
 from invirtibuilder import inside, model, tarsafe
-from invirtibuilder.errors import Cancelled, Fault, PackageFault
+from invirtibuilder.errors import Fault, PackageFault
 from invirtibuilder.order import Order
+from invirtibuilder.phases.verdicts import full, judge
 from invirtibuilder.run import quoted
 from invirtibuilder.sandbox.base import Base, BaseSpec
-from invirtibuilder.sandbox.contract import Bind, Command, Limits, Outcome, Proxy
+from invirtibuilder.sandbox.contract import Bind, Command, Limits, Proxy
 from invirtibuilder.sandbox.ids import Ids, make_tree
+from invirtibuilder.sandbox.limits import Groups
 from invirtibuilder.sandbox.slotbase import slot_base
 from invirtibuilder.sandbox.userns import UserNamespace
 
@@ -40,6 +42,7 @@ class Workshop:
     ids: Ids
     log_fd: int
     cancelled: Callable[[], bool]
+    groups: Groups = field(default_factory=Groups)
     environment: dict[str, str] = field(default_factory=dict)
 
     def stage(self, text: str) -> None:
@@ -52,15 +55,19 @@ class Workshop:
         spec = BaseSpec(
             suite=room.suite, architecture=room.architecture, sources=room.sources, keys={}
         )
-        base = slot_base(
-            spec,
-            self.domain_directory,
-            self.directory,
-            self.ids,
-            log=self.log_fd,
-            say=self.stage,
-            refresh=refresh,
-        )
+        try:
+            base = slot_base(
+                spec,
+                self.domain_directory,
+                self.directory,
+                self.ids,
+                log=self.log_fd,
+                say=self.stage,
+                refresh=refresh,
+            )
+        except Fault:
+            self.check_room()
+            raise
         self.environment["base"] = base.digest
         return base
 
@@ -82,11 +89,11 @@ class Workshop:
         """A sandbox over these layers (topmost first); read-only without an upper.
 
         `trusted` is for our own and Debian's programs on the bare base: they get the pocket's
-        time, but not its bounds on what a build may use. `output` is for results instead of
-        a log, in bytes.
+        time and leave the machine its reserve, but have not its bounds on what a build may use.
+        `output` is for results instead of a log, in bytes.
         """
         room = self.order.room.limits
-        limits = Limits(seconds=room.seconds, output=output or room.log_size)
+        limits = Limits(seconds=room.seconds, output=output or room.log_size, reserve=room.reserve)
         if not trusted:
             limits = replace(
                 limits,
@@ -95,9 +102,15 @@ class Workshop:
                 processes=room.processes,
                 file_size=room.file_size,
                 cpu_seconds=room.cpu_seconds,
+                disk=room.disk,
             )
         return UserNamespace(
-            ids=self.ids, lowers=tuple(lowers), scratch=upper, binds=tuple(binds), limits=limits
+            ids=self.ids,
+            lowers=tuple(lowers),
+            scratch=upper,
+            binds=tuple(binds),
+            limits=limits,
+            groups=self.groups,
         )
 
     def run(
@@ -131,7 +144,22 @@ class Workshop:
                 proxy=proxy,
             )
             outcome = sandbox.run(command, cancelled=self.cancelled)
-        self._judge(outcome, what or argv[0], fault, tail())
+        judge(
+            outcome,
+            what=what or argv[0],
+            fault=fault,
+            limits=self.order.room.limits,
+            package=str(self.order.content.get("package", "PACKAGE")),
+            output=tail(),
+            result=stdout is not None,
+        )
+
+    def check_room(self) -> None:
+        """Raises MachineFault when the worker's file system has no more than its reserve."""
+        status = os.statvfs(self.scratch)
+        limits = self.order.room.limits
+        if limits.reserve is not None and status.f_bavail * status.f_frsize < limits.reserve:
+            raise full("nothing is begun", limits)
 
     @contextmanager
     def _watched(self) -> Iterator[tuple[int, Callable[[], str]]]:
@@ -150,22 +178,6 @@ class Workshop:
             return data.decode("utf-8", "replace")
 
         yield self.log_fd, tail
-
-    def _judge(self, outcome: Outcome, what: str, fault: type[Fault], output: str) -> None:
-        if outcome.limit == "cancelled":
-            raise Cancelled("the order was cancelled")
-        if outcome.limit:
-            raise PackageFault(
-                f"{what} exceeded the limit on {outcome.limit} after {outcome.seconds:.0f} s",
-                code=f"limit-{outcome.limit}",
-                hint="the log says what it was doing; `limits` in the pocket's configuration",
-            )
-        if outcome.code != 0:
-            lines = [line for line in output.splitlines() if not line.startswith("== ")][-12:]
-            raise fault(
-                "\n".join([f"{what} failed with exit code {outcome.code}", *lines]),
-                hint="the log has it all",
-            )
 
     def receive(self, lowers: Sequence[Path], tree: Path) -> None:
         """Unpack the order's content into a tree, inside a sandbox, for the build user."""

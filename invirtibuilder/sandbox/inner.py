@@ -49,6 +49,7 @@ class Stage:
     binds: Sequence[Bind]
     hostname: str
     command: Command
+    memory: int | None = None
     lower_fds: list[int] = field(default_factory=list)
     scratch_fd: int = -1
     bind_fds: list[int] = field(default_factory=list)
@@ -61,6 +62,10 @@ class Stage:
             self.scratch_fd = _open(self.scratch, directory=True)
         self.bind_fds = [_open(str(bind.source)) for bind in self.binds]
         self.device_fds = [_open(f"/dev/{name}") for name in DEVICES]
+
+    def in_memory(self, most: int) -> int:
+        """The size of a file system in memory: all of them count as memory of the run."""
+        return most if self.memory is None else min(most, self.memory // 4)
 
 
 def _open(path: str, *, directory: bool = False) -> int:
@@ -137,10 +142,10 @@ def _mounts(stage: Stage) -> None:
     _dev(stage)
     kernel.mount("tmpfs", "/sys", "tmpfs", kernel.MS_RDONLY, "mode=555,size=4k")
     plain = kernel.MS_NOSUID | kernel.MS_NODEV
-    kernel.mount("tmpfs", "/run", "tmpfs", plain, "mode=755,size=256m")
+    kernel.mount("tmpfs", "/run", "tmpfs", plain, f"mode=755,size={stage.in_memory(256 << 20)}")
     Path("/run/lock").mkdir(mode=0o1777)
     if temporary is None:
-        kernel.mount("tmpfs", TMP, "tmpfs", plain, "mode=1777,size=1g")
+        kernel.mount("tmpfs", TMP, "tmpfs", plain, f"mode=1777,size={stage.in_memory(1 << 30)}")
     else:
         kernel.mount(_at(temporary), TMP, flags=kernel.MS_BIND)
         kernel.restrict_mount(TMP, plain)
@@ -240,7 +245,7 @@ def _dev(stage: Stage) -> None:
         SHM,
         "tmpfs",
         plain | kernel.MS_NODEV,
-        "mode=1777,size=1g",
+        f"mode=1777,size={stage.in_memory(1 << 30)}",
     )
     for name, target in DEVICE_LINKS.items():
         Path("/dev", name).symlink_to(target)

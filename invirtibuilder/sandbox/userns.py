@@ -6,6 +6,7 @@ the directories above need not be open to the subordinate ids.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
@@ -14,13 +15,15 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from invirtibuilder.errors import MachineFault
+from invirtibuilder.errors import DISK_FULL, MachineFault
 from invirtibuilder.sandbox import inner, kernel, proxy
 from invirtibuilder.sandbox.contract import Bind, Command, Limits, Outcome, never
 from invirtibuilder.sandbox.ids import DEATH_SECONDS, Entered, Ids, enter, failed
+from invirtibuilder.sandbox.limits import Group, Groups
+from invirtibuilder.sandbox.usage import Meter, Sample, at_size
 
 NAMESPACES = (
     kernel.CLONE_NEWNS
@@ -31,6 +34,13 @@ NAMESPACES = (
     | kernel.CLONE_NEWCGROUP
 )
 TICK_MS = 200
+SAMPLE = 1.0
+"""Seconds between two looks at the processes, where no control group counts their CPU time."""
+
+MARGIN = 16
+"""Processes, and seconds of CPU time, by which rlimits are above what is bound as a whole: so
+that it is the whole's limit that is hit, and named."""
+
 OPEN_FILES = (1024, 65536)
 
 
@@ -39,7 +49,8 @@ class UserNamespace:
 
     `scratch` is a directory of `make_tree`: what is written goes to its `upper`, and /tmp is on
     it too. Without one the root is read-only and /tmp is in memory. Each `run` is a new sandbox
-    over the same files; one at a time for a scratch directory.
+    over the same files; one at a time for a scratch directory. `groups` bounds memory, processes
+    and CPU time of all processes together; where it has none, each process is bound.
     """
 
     def __init__(
@@ -50,6 +61,7 @@ class UserNamespace:
         scratch: Path | None,
         binds: Sequence[Bind] = (),
         limits: Limits,
+        groups: Groups | None = None,
         hostname: str = "build",
     ) -> None:
         self.ids = ids
@@ -57,6 +69,7 @@ class UserNamespace:
         self.scratch = scratch
         self.binds = tuple(binds)
         self.limits = limits
+        self.groups = groups or Groups()
         self.hostname = hostname
 
     def run(self, command: Command, *, cancelled: Callable[[], bool] = never) -> Outcome:
@@ -67,21 +80,51 @@ class UserNamespace:
             binds=self.binds,
             hostname=self.hostname,
             command=command,
+            memory=self.limits.memory,
         )
         started = time.monotonic()
+        limits = self.limits
+        group = self.groups.make(
+            memory=limits.memory,
+            processes=limits.processes,
+            cpu=limits.cpu_seconds is not None,
+        )
         output = _Output.to(command)
+        meter = Meter(self.ids, self._written(), limit=limits.disk, reserve=limits.reserve)
         try:
             entered = enter(
                 self.ids,
                 NAMESPACES,
                 lambda control: inner.supervise(stage, control),
-                before=lambda control: _before(self.limits, command.stdin, output, control),
+                before=lambda control: _before(limits, group, command.stdin, output, control),
                 as_caller=stage.open_sources,
             )
             output.close_writers()
-            return _Watch(entered, command, self.limits, output, started).until_end(cancelled)
+            watch = _Watch(entered, command, limits, output, started, group, meter)
+            outcome = watch.until_end(cancelled)
+            return self._explained(outcome, watch)
         finally:
             output.close()
+            meter.close()
+            group.remove()
+
+    def _written(self) -> list[Path]:
+        """What is on disk and can be written from inside."""
+        found = [self.scratch] if self.scratch else []
+        return found + [bind.source for bind in self.binds if bind.writable]
+
+    def _explained(self, outcome: Outcome, watch: _Watch) -> Outcome:
+        """What the end of a run that failed was for, as far as only its remains tell."""
+        limit = outcome.limit
+        if not limit and outcome.code != 0 and watch.meter.full():
+            limit = "reserve"
+        if limit == "reserve":
+            limit = watch.meter.whose()
+        hits = {"processes": watch.refused()}
+        size = self.limits.file_size
+        if size is not None and outcome.code != 0 and not limit:
+            hits["file_size"] = int(at_size(self.ids, self._written(), size))
+        return replace(outcome, limit=limit, hits={k: n for k, n in hits.items() if n})
 
 
 def upper_of(scratch: Path) -> Path:
@@ -89,24 +132,33 @@ def upper_of(scratch: Path) -> Path:
     return scratch / "upper"
 
 
-def _before(limits: Limits, stdin: int | None, output: _Output, control: socket.socket) -> None:
+def _before(
+    limits: Limits, group: Group, stdin: int | None, output: _Output, control: socket.socket
+) -> None:
     """In the child, before it leaves our namespaces: what must not be changed from inside."""
+    group.join()
     os.setsid()
     kernel.new_session_keyring()
     # When memory runs out, not we but what runs inside is to be killed.
     Path("/proc/self/oom_score_adj").write_text("500")
     _only_standard_descriptors(stdin, output, control.fileno())
     kernel.limit(resource.RLIMIT_CORE, 0)
-    kernel.limit(resource.RLIMIT_AS, limits.memory)
-    kernel.limit(resource.RLIMIT_NPROC, limits.processes)
+    if "memory" not in group.by_resource:
+        kernel.limit(resource.RLIMIT_AS, limits.memory)
+    counted = MARGIN if "processes" in group.by_resource else 0
+    kernel.limit(resource.RLIMIT_NPROC, _above(limits.processes, counted))
     kernel.limit(resource.RLIMIT_FSIZE, limits.file_size)
-    kernel.limit(resource.RLIMIT_CPU, limits.cpu_seconds)
+    kernel.limit(resource.RLIMIT_CPU, _above(limits.cpu_seconds, MARGIN))
     # fakeroot closes every descriptor there could be: a high limit makes it slow.
     soft, hard = OPEN_FILES
     kernel.limit(resource.RLIMIT_NOFILE, hard)
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     )
+
+
+def _above(limit: int | None, margin: int) -> int | None:
+    return None if limit is None else limit + margin
 
 
 def _only_standard_descriptors(stdin: int | None, output: _Output, control: int) -> None:
@@ -180,6 +232,10 @@ class _Watch:
     limits: Limits
     output: _Output
     started: float
+    group: Group
+    meter: Meter
+    next_sample: float = 0.0
+    most: int = 0
     init: int = -1
     status: int | None = None
     error: bytes = b""
@@ -202,9 +258,13 @@ class _Watch:
                     next_look = time.monotonic() + TICK_MS / 1000
                     self._enforce(cancelled)
         except OSError as error:
-            raise MachineFault(f"the command's output: {error}", code="sandbox") from error
+            code = DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else "sandbox"
+            raise MachineFault(f"the command's output: {error}", code=code) from error
         finally:
             self._end()
+        if not self.limit:
+            # Seen too late to kill for: a run that was stopped by the kernel is over its limit.
+            self.limit = "memory" if self.group.out_of_memory() else ""
         if self.error and not self.limit:
             raise failed(self.error)
         return Outcome(
@@ -252,6 +312,29 @@ class _Watch:
             self._kill("time")
         elif idle is not None and now > self.output.last + idle:
             self._kill("idle")
+        elif self.group.out_of_memory():
+            self._kill("memory")
+        elif self._over_cpu_time(now):
+            self._kill("cpu_time")
+        elif full := self.meter.look():
+            self._kill(full)
+
+    def _over_cpu_time(self, now: float) -> bool:
+        used = self.group.cpu_seconds()
+        limit = self.limits.cpu_seconds
+        counted = self.limits.processes is None or "processes" in self.group.by_resource
+        if now >= self.next_sample and not (counted and (limit is None or used is not None)):
+            sample = Sample.below(self.entered.pid)
+            # Among very many processes a look takes its time.
+            self.next_sample = now + max(SAMPLE, 10 * (time.monotonic() - now))
+            self.most = max(self.most, sample.processes)
+            used = sample.cpu_seconds if used is None else used
+        return limit is not None and used is not None and used > limit
+
+    def refused(self) -> int:
+        """How often a process could not be started; 1 when samples only suggest it."""
+        limit = self.limits.processes
+        return self.group.forks_refused() or int(limit is not None and self.most >= limit - 2)
 
     def _kill(self, limit: str) -> None:
         if not self.limit:
@@ -275,4 +358,8 @@ class _Watch:
             self.server.stop()
         if self.init >= 0:
             os.close(self.init)
-        self.entered.reap(seconds=DEATH_SECONDS)
+        try:
+            self.entered.reap(seconds=DEATH_SECONDS)
+        except MachineFault:
+            self.group.kill()
+            raise

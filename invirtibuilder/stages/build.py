@@ -31,7 +31,7 @@ def build(context: Context, job: Job) -> dict[str, Any]:
         job,
         pocket,
         kind="build",
-        room=context.room(pocket, own_packages=True),
+        room=context.room(pocket, own_packages=True, package=job.package),
         content={
             "dsc": exported["dsc"],
             "package": job.package,

@@ -103,8 +103,8 @@ class Context:
     def archive(self, pocket: Pocket) -> Archive:
         return archive(self.site, pocket)
 
-    def room(self, pocket: Pocket, *, own_packages: bool) -> Room:
-        """What an order for this pocket asks of its environment."""
+    def room(self, pocket: Pocket, *, own_packages: bool, package: str = "") -> Room:
+        """What an order for this pocket, and package in it, asks of its environment."""
         source = None
         publications = self.archive(pocket).publications
         number = publications.current()
@@ -128,7 +128,7 @@ class Context:
             isolation=pocket.isolation,
             profiles=pocket.profiles,
             options=pocket.options,
-            limits=pocket.limits,
+            limits=pocket.limits_of(package),
         )
 
 

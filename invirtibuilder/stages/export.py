@@ -50,7 +50,7 @@ def export(context: Context, job: Job) -> dict[str, Any]:
         job,
         pocket,
         kind="export",
-        room=context.room(pocket, own_packages=False),
+        room=context.room(pocket, own_packages=False, package=job.package),
         content=content,
         inputs={
             "export.json": description,

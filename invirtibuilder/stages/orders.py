@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -10,7 +11,16 @@ from typing import Any
 
 from invirtibuilder import files
 from invirtibuilder.engine import Attempt
-from invirtibuilder.errors import Cancelled, Fault, MachineFault, Malformed, Reason, Unavailable
+from invirtibuilder.errors import (
+    DISK_FULL,
+    Blame,
+    Cancelled,
+    Fault,
+    MachineFault,
+    Malformed,
+    Reason,
+    Unavailable,
+)
 from invirtibuilder.jobs import Job, bounded
 from invirtibuilder.order import Limits, Manifest, Order, Room, read_order, read_result, write_order
 from invirtibuilder.settings import Pocket
@@ -26,6 +36,10 @@ GRACE = 30.0
 """Seconds that a worker has to end after a cancel; then it is no longer waited for."""
 
 WORKER_WAIT = timedelta(seconds=15)
+ROOM_WAIT = timedelta(minutes=1)
+
+TIGHT = 64 << 20
+"""Bytes: with fewer left beside a result it was a full disk that cost it its end."""
 
 PHASES = 12
 """Commands of one order, each of which has the pocket's limit of time for itself."""
@@ -85,8 +99,12 @@ def carry_out(
             manifest = _accept(attempt, order, into)
         except Malformed as fault:
             job.remark(f"{kind}: attempt {number} is lost: {fault}")
+            status = os.statvfs(attempt.directory)
+            if status.f_bavail * status.f_frsize < TIGHT:
+                raise _again(context, attempt, "the disk of the jobs is full") from fault
             continue
         if not manifest.ok:
+            _wait_for_room(context, attempt, manifest)
             raise Failed(manifest)
         return manifest
     raise MachineFault(
@@ -94,6 +112,19 @@ def carry_out(
         hint="the logs of the attempts say where it ended",
         code="worker-lost",
     )
+
+
+def _wait_for_room(context: Context, attempt: Attempt, manifest: Manifest) -> None:
+    """Raises Wait when nothing but a full disk of the worker's machine was in the way."""
+    for reason in manifest.reasons:
+        if manifest.blame == Blame.MACHINE and reason.code == DISK_FULL:
+            raise _again(context, attempt, reason.message)
+
+
+def _again(context: Context, attempt: Attempt, why: str) -> Wait:
+    """The job waits, and then the attempt is made as if it had not been."""
+    attempt.lock.unlink()
+    return Wait(why, context.clock() + ROOM_WAIT)
 
 
 def _prepare(

@@ -241,7 +241,7 @@ def test_pockets(own: Place) -> None:
         "components: main",
         "allow_backtracking: no",
         "trust_domain: trusted",
-        "limits: time 1h, processes 5000, file_size 8G, log 1G, result 8G",
+        "limits: time 1h, processes 5000, disk 32G, file_size 8G, log 1G, result 8G",
         f"may submit: {places.ME}",
         "version_suffix: ~{pocket}+{timestamp}.g{shortid}",
     ):

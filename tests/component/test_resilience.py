@@ -18,7 +18,7 @@ from invirtibuilder.daemon import Daemon
 from invirtibuilder.errors import Blame, MachineFault, Reason
 from invirtibuilder.jobs import Job
 from invirtibuilder.spool import Request, Spool
-from invirtibuilder.stages import transaction
+from invirtibuilder.stages import orders, transaction
 from invirtibuilder.states import State
 from tests.support.line import ME, Line, broken, states
 
@@ -227,6 +227,36 @@ def test_a_program_that_finds_the_disk_full_makes_the_job_wait(
         job = line.run(line.job("staging", "hello"))
         assert job.status.state == State.WAITING
     assert line.run(job).status.state == State.PUBLISHED
+
+
+@pytest.mark.parametrize("kind", ["told", "lost"])
+def test_a_worker_without_room_makes_the_job_wait(
+    line: Line, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Whether it could say so, or had not even room for its result."""
+    line.package("hello")
+    with monkeypatch.context() as patch:
+        if kind == "lost":
+            patch.setattr(orders, "TIGHT", 1 << 60)
+            patch.setattr(line.engine, "lost", True)
+        else:
+            reason = Reason(code="disk-full", message="less than 1 GiB is left")
+            patch.setattr(line.engine, "reasons", (reason,))
+            patch.setattr(line.engine, "blame", Blame.MACHINE)
+        job = line.run(line.job("staging", "hello"))
+        assert job.status.state == State.WAITING
+        assert job.status.wake
+        again = line.run(job)
+        assert again.status.state == State.WAITING
+    assert line.run(job).status.state == State.PUBLISHED
+
+
+def test_only_the_machine_is_waited_for(line: Line) -> None:
+    """A package cannot say that a disk is full and be built for ever."""
+    line.package("hello")
+    line.engine.reasons = (Reason(code="disk-full", message="No space left on device"),)
+    job = line.run(line.job("staging", "hello"))
+    assert (job.status.state, job.status.blame) == (State.FAILED, Blame.PACKAGE)
 
 
 def test_a_clock_that_went_back_does_not_hold_a_job(line: Line, daemon: Daemon) -> None:

@@ -595,40 +595,6 @@ class TestCalls:
     def test_the_hostname_is_the_sandboxs(self, room: Room) -> None:
         assert room.python("import os; print(os.uname().nodename)") == "build\n"
 
-    def test_processes_are_limited(self, room: Room) -> None:
-        program = """
-            import os, time
-            made = 0
-            try:
-                while made < 500:
-                    if os.fork() == 0:
-                        time.sleep(60)
-                        os._exit(0)
-                    made += 1
-            except BlockingIOError:
-                pass
-            print(made)
-        """
-        room.limits = Limits(seconds=60, processes=50)
-        assert 10 < int(room.python(program, user="root")) < 50
-
-    def test_files_are_limited(self, room: Room) -> None:
-        room.limits = Limits(seconds=60, file_size=1 << 20)
-        outcome = room.run("dd", "if=/dev/zero", "of=/tmp/big", "bs=1M", "count=5")
-        assert outcome.code == -signal.SIGXFSZ
-
-    def test_memory_is_limited(self, room: Room) -> None:
-        room.limits = Limits(seconds=60, memory=256 << 20)
-        outcome = room.run("python3", "-c", "x = bytearray(512 << 20)")
-        assert outcome.code == 1
-        assert b"MemoryError" in room.output
-
-    def test_cpu_is_limited(self, room: Room) -> None:
-        room.limits = Limits(seconds=60, cpu_seconds=1)
-        outcome = room.run("sh", "-c", "while :; do :; done")
-        assert outcome.code in (-signal.SIGXCPU, -signal.SIGKILL)
-        assert outcome.limit == ""
-
 
 class TestMachine:
     def test_this_machine_has_what_is_needed(self, tmp_path: Path) -> None:
@@ -646,7 +612,7 @@ class TestMachine:
             room.run("true")
 
     def test_ids_that_do_not_belong_to_us(self, ids: Ids, room: Room) -> None:
-        room.ids = replace(ids, first_uid=ids.first_uid + 1)
+        room.ids = replace(ids, first_uid=1 << 30)
         with pytest.raises(MachineFault, match="newuidmap"):
             room.run("true")
 

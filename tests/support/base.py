@@ -21,6 +21,7 @@ from invirtibuilder.run import run
 from invirtibuilder.sandbox.base import Base, BaseSpec, make_base
 from invirtibuilder.sandbox.contract import Bind, Command, Limits, Outcome, Proxy, never
 from invirtibuilder.sandbox.ids import Ids, make_tree, remove_tree
+from invirtibuilder.sandbox.limits import Groups
 from invirtibuilder.sandbox.userns import UserNamespace
 
 KEPT = "INVIRTIBUILDER_TEST_BASE_DIR"
@@ -104,6 +105,7 @@ class Room:
     scratch: Path | None = None
     binds: Sequence[Bind] = ()
     limits: Limits = field(default_factory=lambda: Limits(seconds=60))
+    groups: Groups = field(default_factory=Groups)
     output: bytes = b""
 
     def with_scratch(self, name: str = "scratch") -> Room:
@@ -131,6 +133,7 @@ class Room:
             scratch=self.scratch,
             binds=self.binds,
             limits=self.limits,
+            groups=self.groups,
         )
         with tempfile.TemporaryFile() as log:
             options = {"stdout": log.fileno(), "stderr": log.fileno(), **options}

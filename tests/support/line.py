@@ -23,7 +23,7 @@ from invirtibuilder import config, files, hosting, model
 from invirtibuilder.cli import init
 from invirtibuilder.daemon import Daemon, make_context
 from invirtibuilder.engine import Attempt
-from invirtibuilder.errors import Reason
+from invirtibuilder.errors import Blame, Reason
 from invirtibuilder.jobs import Job
 from invirtibuilder.order import Manifest, Order, ResultWriter, read_order
 from invirtibuilder.pipeline import STAGES, advance
@@ -43,6 +43,8 @@ class CannedEngine:
     version: str = "1.0"
     change: Change = lambda report: None
     reasons: tuple[Reason, ...] = ()
+    blame: Blame = Blame.PACKAGE
+    lost: bool = False
     hang: bool = False
     extra: int = 0
     held: list[int] = dataclasses.field(default_factory=list)
@@ -60,6 +62,9 @@ class CannedEngine:
             return
         attempt.lock.touch()
         attempt.log.write_text("built\n")
+        if self.lost:
+            attempt.result.touch()
+            return
         with attempt.order.open("rb") as stream:
             order = read_order(stream)
         with tempfile.TemporaryDirectory() as name, attempt.result.open("wb") as out:
@@ -72,6 +77,7 @@ class CannedEngine:
                     ok=not self.reasons,
                     files=tuple(writer.files),
                     reasons=self.reasons,
+                    blame=self.blame,
                     environment={"base": "0" * 64},
                     report=report,
                 )

@@ -24,7 +24,10 @@ from tests.support.sites import TestSite, made_site
 def limited(base: Base, layers: Path) -> Iterator[TestSite]:
     """A site whose dev pocket has little patience."""
     with made_site(base, layers) as site:
-        site.configure(pockets__dev__limits={"time": "8s", "log": "1M", "file_size": "64M"})
+        site.configure(
+            pockets__dev__limits={"time": "8s", "log": "1M", "file_size": "64M"},
+            pockets__dev__packages={"patient": {"limits": {"time": "1m"}}},
+        )
         with site.daemon():
             yield site
 
@@ -33,8 +36,9 @@ def limited(base: Base, layers: Path) -> Iterator[TestSite]:
     ("name", "recipe", "code"),
     [
         ("sleeper", "\ttrap '' TERM; sleep 3600\n", "limit-time"),
-        ("chatter", "\tyes this log never ends\n", "limit-output"),
-        ("filler", "\tyes > big\n", "build-failed"),
+        ("chatter", "\tyes this log never ends\n", "limit-log"),
+        ("filler", "\tyes > big\n", "limit-file-size"),
+        ("patient", "\tsleep 9\n", ""),
     ],
 )
 def test_a_limit_ends_the_build_and_is_named(
@@ -43,7 +47,11 @@ def test_a_limit_ends_the_build_and_is_named(
     repo = packages.native(tmp_path / name, name, "1.0", build=recipe)
     limited.package(name, repo.path)
     done, job = limited.submit("dev", name, repo.commit)
-    assert (done.code, job["reasons"][0]["code"], job["blame"]) == (4, code, "package")
+    if not code:  # A package with a limit of its own.
+        assert done.code == 0
+        return
+    assert (done.code, job["reasons"][-1]["code"], job["blame"]) == (4, code, "package")
+    assert f"packages: {name}: limits: " in job["reasons"][-1]["hint"]
 
 
 def test_nothing_is_left_of_an_ended_build(limited: TestSite) -> None:

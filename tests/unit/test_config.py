@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,10 @@ BAD_POCKET = [
     ("suite: x, limits: {memory: 0G}", "must be more than 0"),
     ("suite: x, limits: {processes: 3}", "must be at least 20"),
     ("suite: x, limits: 5", "must be a mapping"),
+    ("suite: x, limits: {disk: all}", "must be a size"),
+    ("suite: x, packages: {Big: {limits: {time: 1h}}}", "not a valid package: 'Big'"),
+    ("suite: x, packages: {big: {limits: {time: no}}}", "must be a duration"),
+    ("suite: x, packages: {big: {suite: sid}}", "unknown key 'suite'; known here: limits"),
     ("suite: x, acl: {submit: [{file: nowhere}]}", "does not exist"),
     ("suite: x, acl: {submit: [{}]}", "needs either `file` or `command`"),
     ('suite: x, acl: {submit: ["a\\nb"]}', "not a valid principal"),
@@ -248,6 +253,24 @@ def test_a_bomb_is_small(tmp_path: Path) -> None:
     # One that has itself.
     found = findings(tmp_path, SITE + "pockets: &p\n  dev: *p\n")
     assert len(found) < 50
+
+
+def test_a_package_may_have_limits_of_its_own(tmp_path: Path) -> None:
+    packages = "{big: {limits: {memory: 8G, time: 4h}}, libc++: {limits: {disk: 1T}}, plain: {}}"
+    text = f"  dev: {{suite: x, limits: {{memory: 2G, disk: 5G}}, packages: {packages}}}\n"
+    site = config.load(write(tmp_path, SITE + "pockets:\n" + text))
+    found = site.pockets["dev"]
+    assert found.limits_of("other") == found.limits_of("plain") == found.limits
+    assert found.limits_of("big") == replace(found.limits, memory=8 << 30, seconds=4 * 3600)
+    assert found.limits_of("libc++") == replace(found.limits, disk=1 << 40)
+    assert found.limits.reserve == 1 << 30
+
+
+def test_the_reserve_holds_for_all(tmp_path: Path) -> None:
+    text = SITE.replace("site:\n", "site:\n  reserve: 3G\n", 1)
+    pockets = "pockets:\n  dev: {suite: x, packages: {big: {limits: {time: 4h}}}}\n"
+    found = config.load(write(tmp_path, text + pockets)).pockets["dev"]
+    assert found.limits.reserve == found.limits_of("big").reserve == 3 << 30
 
 
 def test_sizes_and_durations(tmp_path: Path) -> None:
