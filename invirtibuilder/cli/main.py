@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -11,46 +12,31 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from invirtibuilder import __version__
-from invirtibuilder.cli.acl import Acl
-from invirtibuilder.cli.base import Base
-from invirtibuilder.cli.cancel import Cancel, Retry
-from invirtibuilder.cli.check import Check
-from invirtibuilder.cli.checkconfig import CheckConfig
 from invirtibuilder.cli.command import Command
-from invirtibuilder.cli.daemon import RunDaemon
-from invirtibuilder.cli.init import Init
-from invirtibuilder.cli.key import KeyCommand
-from invirtibuilder.cli.log import Log
-from invirtibuilder.cli.package import Package
-from invirtibuilder.cli.pocket import PocketCommand
-from invirtibuilder.cli.queue_ import Queue
-from invirtibuilder.cli.remote import Remote
-from invirtibuilder.cli.sources import Sources
-from invirtibuilder.cli.status import Status
-from invirtibuilder.cli.submit import Submit
-from invirtibuilder.cli.worker import Worker
 from invirtibuilder.errors import Exit, Fault, Refused
 
-COMMANDS: tuple[type[Command], ...] = (
-    Init,
-    CheckConfig,
-    RunDaemon,
-    Worker,
-    Check,
-    Submit,
-    Status,
-    Log,
-    Queue,
-    Cancel,
-    Retry,
-    PocketCommand,
-    Package,
-    Sources,
-    Acl,
-    Base,
-    KeyCommand,
-    Remote,
-)
+COMMANDS = {
+    "init": "init.Init",
+    "check-config": "checkconfig.CheckConfig",
+    "daemon": "daemon.RunDaemon",
+    "worker": "worker.Worker",
+    "check": "check.Check",
+    "submit": "submit.Submit",
+    "status": "status.Status",
+    "log": "log.Log",
+    "queue": "queue_.Queue",
+    "cancel": "cancel.Cancel",
+    "retry": "cancel.Retry",
+    "pocket": "pocket.PocketCommand",
+    "package": "package.Package",
+    "sources": "sources.Sources",
+    "acl": "acl.Acl",
+    "base": "base.Base",
+    "key": "key.KeyCommand",
+    "remote": "remote.Remote",
+}
+"""Each subcommand's class. Only the one that is called is imported: `remote` on a laptop shall not
+wait for what the daemon needs, nor need it."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,8 +47,15 @@ class _Parser(argparse.ArgumentParser):
         self.exit(Exit.USAGE, f"{self.prog}: {message}\n")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def command(name: str) -> type[Command]:
+    """The class of a subcommand."""
+    module, _, kind = COMMANDS[name].partition(".")
+    found: type[Command] = getattr(importlib.import_module(f"invirtibuilder.cli.{module}"), kind)
+    return found
+
+
+def make_parser(*names: str) -> argparse.ArgumentParser:
+    """The whole command line, or that of these subcommands."""
     parser = _Parser(
         prog="invirtibuilder",
         description="From a commit in git to a trusted Debian package.",
@@ -71,14 +64,27 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _common(parser, top=True)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for kind in COMMANDS:
-        command = kind()
-        sub = subparsers.add_parser(kind.name, help=kind.description, description=kind.description)
-        command.add_arguments(sub)
+    for name in names or COMMANDS:
+        made = command(name)()
+        sub = subparsers.add_parser(name, help=made.description, description=made.description)
+        made.add_arguments(sub)
         for each in (sub, *_verbs(sub)):
             _common(each, top=False)
-        sub.set_defaults(run=command.run)
+        sub.set_defaults(run=made.run)
     return parser
+
+
+def _called(argv: Sequence[str] | None) -> tuple[str, ...]:
+    """The subcommand that is called; none if that is not one, or has to be looked for in all."""
+    first = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    _common(first, top=True)
+    first.add_argument("words", nargs=argparse.REMAINDER)
+    try:
+        found, others = first.parse_known_args(argv)
+    except argparse.ArgumentError:
+        return ()
+    names = tuple(name for name in found.words[:1] if name in COMMANDS)
+    return () if others else names
 
 
 def _verbs(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
@@ -110,7 +116,7 @@ def _common(parser: argparse.ArgumentParser, *, top: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit codes are those of `errors.Exit`."""
-    args = make_parser().parse_args(argv)
+    args = make_parser(*_called(argv)).parse_args(argv)
     try:
         return int(args.run(args))
     except Fault as fault:

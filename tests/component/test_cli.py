@@ -8,12 +8,13 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from invirtibuilder.cli.main import COMMANDS, main
+from invirtibuilder.cli.main import COMMANDS, command, main
 from invirtibuilder.errors import Exit
 from invirtibuilder.run import run
 from invirtibuilder.states import State
@@ -90,7 +91,34 @@ def call(place: Place, *args: str) -> tuple[int, str, str]:
 
 
 def test_every_subcommand_is_here() -> None:
-    assert {kind.name for kind in COMMANDS} == {words[0] for words in VERBS}
+    assert set(COMMANDS) == {words[0] for words in VERBS}
+    assert [command(name).name for name in COMMANDS] == list(COMMANDS)
+
+
+IMPORTED = """
+import sys, invirtibuilder.cli.main
+try: invirtibuilder.cli.main.main(sys.argv[1:])
+finally: print(*sys.modules)
+"""
+
+
+def test_only_what_is_called_is_imported() -> None:
+    heavy = {"git", "debian", "inotify_simple", "seccomp", "gssapi", "invirtibuilder.daemon"}
+    for words in (["remote", "--help"], ["--json", "--config", "x", "remote", "h", "log", "-h"]):
+        done = run([sys.executable, "-c", IMPORTED, *words], cwd=ROOT, check=False)
+        assert "usage: " in done.text
+        assert not heavy & set(done.text.split()), words
+
+
+def test_help_and_mistakes_are_about_all_subcommands(place: Place) -> None:
+    for words in (["--help"], ["-h", "remote"], ["--json", "--help"]):
+        code, out, _ = call(place, *words)
+        assert code == 0
+        assert set(COMMANDS) <= set(out.split())
+    code, _, err = call(place, "nonsense")
+    assert code == 64
+    assert all(repr(name) in err for name in COMMANDS)
+    assert call(place)[0] == call(place, "--nonsense", "remote")[0] == 64
 
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)
@@ -162,7 +190,7 @@ def test_a_broken_configuration_over_every_command(own: Place, words: list[str])
 
 def test_every_command_that_has_a_configuration_is_tried_with_a_broken_one() -> None:
     without = {"init", "worker", "remote"}
-    assert {words[0] for words in BROKEN} == {kind.name for kind in COMMANDS} - without
+    assert {words[0] for words in BROKEN} == set(COMMANDS) - without
 
 
 BAD = [
