@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from invirtibuilder import model, tarsafe
+from invirtibuilder import jsonsafe, model, tarsafe
 from invirtibuilder.errors import Blame, Malformed, Reason
 
 FORMAT = 1
@@ -217,7 +217,8 @@ def read_result(path: Path, into: Path, order: Order) -> Manifest:
         raise Malformed("result: of another attempt", code="foreign-result")
     if list(manifest.files) != list(copied.values()):
         raise Malformed("result: the files do not match the manifest", code="bad-hash")
-    return manifest
+    # What was counted here: 900.0 equals 900, and is not written alike.
+    return replace(manifest, files=tuple(copied.values()))
 
 
 def _copy(content: IO[bytes], target: Path, name: str) -> File:
@@ -244,10 +245,16 @@ def _manifest(value: Mapping[str, Any]) -> Manifest:
             reasons=_reasons(value["reasons"]),
             environment={str(k): str(v) for k, v in value["environment"].items()},
             report=dict(value["report"]),
-            seconds=float(value["seconds"]),
+            seconds=_seconds(value["seconds"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Malformed(f"manifest: {error!r}") from error
+
+
+def _seconds(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError("seconds")
+    return max(0.0, float(value))
 
 
 def _reasons(values: Sequence[Mapping[str, Any]]) -> tuple[Reason, ...]:
@@ -270,10 +277,7 @@ def _json(value: Any) -> bytes:
 
 
 def _parse(data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"not JSON: {error}") from error
+    value = jsonsafe.loads(data)
     if not isinstance(value, dict) or value.get("v") != FORMAT:
         raise Malformed(f"not of format {FORMAT}")
     return value

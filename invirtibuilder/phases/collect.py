@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from invirtibuilder import tarsafe
+from invirtibuilder import jsonsafe, tarsafe
 from invirtibuilder.errors import Malformed, PackageFault
 from invirtibuilder.order import ResultWriter
 from invirtibuilder.phases.workshop import Workshop
@@ -53,12 +52,12 @@ def collect(
         with stream_file.open("rb") as source:
             for name, size, content in tarsafe.members(source, limits):
                 if name == REPORT and size <= MAX_REPORT:
-                    report = json.loads(content.read())
+                    report = jsonsafe.loads(content.read())
                 elif wanted.fullmatch(name):
                     writer.add(name, size, content)
                 else:
                     raise Malformed(f"unexpected result {name!r}")
-    except (Malformed, ValueError, RecursionError) as error:
+    except Malformed as error:
         raise PackageFault(f"the results cannot be accepted: {error}", code="bad-result") from error
     finally:
         stream_file.unlink()

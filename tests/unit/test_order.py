@@ -196,6 +196,31 @@ BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
 }
 
 
+def inserted(text: bytes) -> dict[str, bytes]:
+    """A result with this in the manifest's report."""
+    return {**OUT, "manifest.json": value().replace(b'"report": {', b'"report": {' + text + b", ")}
+
+
+def lasted(text: bytes) -> dict[str, bytes]:
+    """A result that took this long."""
+    return {**OUT, "manifest.json": value().replace(b'"seconds": 1.5', b'"seconds": ' + text)}
+
+
+BROKEN |= {
+    "deep report": (inserted(b'"x": ' + b"[" * 800 + b"]" * 800), "malformed"),
+    "deep objects": (inserted(b'"x": ' + b'{"x": ' * 40 + b"1" + b"}" * 40), "malformed"),
+    "NaN": (inserted(b'"x": NaN'), "malformed"),
+    "infinity": (inserted(b'"x": [-Infinity]'), "malformed"),
+    "too large a fraction": (lasted(b"1e999"), "malformed"),
+    "too large a number": (lasted(b"1" + b"0" * 400), "malformed"),
+    "digits without end": (lasted(b"1" + b"0" * 9999), "malformed"),
+    "a word for seconds": (lasted(b'"nan"'), "malformed"),
+    "a name twice": (inserted(b'"x": 1, "x": 2'), "malformed"),
+    "half a character": (inserted(b'"x": "\\ud800"'), "malformed"),
+    "half a character in a name": (inserted(b'"\\udfff": 1'), "malformed"),
+}
+
+
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_result_that_does_not_count(tmp_path: Path, what: str) -> None:
     members, code = BROKEN[what]
@@ -226,6 +251,13 @@ def test_a_result_cut_off_at_any_block_does_not_count(tmp_path: Path) -> None:
             read(tmp_path, path)
     path.write_bytes(whole[: end + 1024])
     assert read(tmp_path, path).ok
+
+
+def test_a_size_is_what_was_counted(tmp_path: Path) -> None:
+    path = tmp_path / "result.tar"
+    files = [{**FIRST, "size": float(FIRST["size"])}, SECOND]
+    path.write_bytes(raw(**OUT, **{"manifest.json": value(files=files)}).getvalue())
+    assert [type(file.size) for file in read(tmp_path, path).files] == [int, int]
 
 
 def test_ok_is_true_and_nothing_else(tmp_path: Path) -> None:
