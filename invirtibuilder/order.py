@@ -193,7 +193,8 @@ def read_result(path: Path, into: Path, order: Order) -> Manifest:
     the manifest says, nothing besides. Raises Malformed.
     """
     limits = tarsafe.Limits(
-        member_size=order.room.limits.result_size, total=order.room.limits.result_size
+        member_size=order.room.limits.result_size,
+        total=order.room.limits.result_size + MAX_JSON,
     )
     copied: dict[str, File] = {}
     manifest: Manifest | None = None

@@ -31,23 +31,23 @@ def collect(
     A new sandbox without the job's own root runs our program, and its stream is read as hostile.
     `what` is the program's mode. Raises PackageFault when the tree holds no acceptable result.
     """
+    cap = workshop.order.room.limits.result_size
     room = workshop.sandbox(
         lowers,
         binds=[programs, Bind(source=tree, target="/results")],
         trusted=True,
-        output=workshop.order.room.limits.result_size + MAX_REPORT,
+        output=cap + MAX_REPORT,
     )
     stream_file = workshop.scratch / "collected.tar"
     with stream_file.open("wb") as stream:
         workshop.run(
             room,
-            ["python3", "-I", "/inside/collect.py", what, "/results"],
+            ["python3", "-I", "/inside/collect.py", what, "/results", str(cap)],
             stdout=stream.fileno(),
             what="collecting the results",
         )
     report: dict[str, Any] = {}
-    cap = workshop.order.room.limits.result_size
-    limits = tarsafe.Limits(member_size=cap, total=cap)
+    limits = tarsafe.Limits(member_size=cap, total=cap + MAX_REPORT)
     try:
         with stream_file.open("rb") as source:
             for name, size, content in tarsafe.members(source, limits):
