@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,3 +154,31 @@ def _explained(fault: ProcessFault, key: str, gnupghome: Path) -> MachineFault:
             code="key-locked",
         )
     return MachineFault(f"cannot sign with {key}: {fault}", code="signing-failed")
+
+
+def verified(key: bytes, signed: bytes, content: bytes | None = None) -> list[str]:
+    """Whose good signatures these are: fingerprints of primary keys that are in `key`.
+
+    `key` is armoured, `signed` an InRelease, or a Release.gpg of `content`. A signature that is
+    bad, or of another key, is not among them. Raises MachineFault when gpg cannot be run.
+    """
+    with tempfile.TemporaryDirectory(prefix="invirtibuilder-verify.") as name:
+        folder = Path(name)
+        (folder / "signed").write_bytes(signed)
+        more = []
+        if content is not None:
+            (folder / "content").write_bytes(content)
+            more = [f"{name}/content"]
+        try:
+            binary = run(["gpg", "--homedir", name, "--batch", "--dearmor"], stdin=key, check=False)
+            if binary.code != 0:
+                return []
+            (folder / "keyring").write_bytes(binary.out)
+            argv = ["gpgv", "--status-fd", "1", "--homedir", name, "--keyring", f"{name}/keyring"]
+            done = run([*argv, f"{name}/signed", *more], check=False, timeout=TIMEOUT)
+        except ProcessFault as fault:
+            raise MachineFault(f"signatures cannot be verified: {fault}", code="gpgv") from fault
+    if done.code != 0:
+        return []
+    # VALIDSIG FINGERPRINT ... PRIMARY-KEY-FINGERPRINT (doc/DETAILS of GnuPG).
+    return re.findall(r"^\[GNUPG:\] VALIDSIG .*? ?([0-9A-F]{40})$", done.text, re.MULTILINE)

@@ -33,6 +33,7 @@ COMMANDS = {
     "acl": "acl.Acl",
     "base": "base.Base",
     "key": "key.KeyCommand",
+    "fsck": "fsck.Fsck",
     "remote": "remote.Remote",
 }
 """Each subcommand's class. Only the one that is called is imported: `remote` on a laptop shall not

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from typing import IO, Any
 
 from invirtibuilder import hosting
 from invirtibuilder.errors import Blame, Exit, Fault
+from invirtibuilder.fsck import check as fsck
 from invirtibuilder.jobs import Job, Jobs
 from invirtibuilder.run import CLEAN, run
 from invirtibuilder.spool import Request, Spool
@@ -40,6 +42,10 @@ SHORT = {
     "daemon.ILL": 0.1,
 }
 """Waits of the program that are made shorter; none of them is what these tests are about."""
+
+
+LONGEST = 120.0
+"""Seconds that a life may last."""
 
 
 @dataclass(kw_only=True)
@@ -95,8 +101,9 @@ class CrashSite:
 
     def _answer(self) -> dict[str, Any]:
         assert self.zygote.stdout
-        line = self.zygote.stdout.readline()
-        assert line, self.told()
+        ready, _, _ = select.select([self.zygote.stdout], [], [], LONGEST)
+        line = self.zygote.stdout.readline() if ready else b""
+        assert line, f"no word of it after {LONGEST} s: {self.told()}"
         return dict(json.loads(line))
 
     def told(self) -> str:
@@ -160,6 +167,10 @@ class CrashSite:
             assert status.state in (State.PUBLISHED, State.FAILED), why
             # Nobody but this machine was at fault.
             assert status.state == State.PUBLISHED or status.blame == Blame.MACHINE, why
+        report = fsck.check(
+            self.place.context, list(site.pockets.values()), level="b", full=False, mend=False
+        )
+        assert not report.drift, (report.findings, self.told())
         return Counter(str(job.status.state) for job in jobs.values())
 
 
@@ -215,6 +226,8 @@ def crash_site(
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                # Each line is read by itself.
+                bufsize=0,
             )
         )
         site = CrashSite(

@@ -71,7 +71,8 @@ class Steps:
         self._told = told
         self._wrappers = wrappers
         self._die = life.get("die")
-        self._tool, self._call, self._how = life.get("tool") or ("", 0, "")
+        tool: tuple[str, int, str] = life.get("tool") or ("", 0, "")
+        self._tool, self._call, self._how = tool
         self._count = self._calls = 0
         self._busy = False
 
@@ -109,7 +110,7 @@ def live(file: Path, wrappers: Path, life: dict[str, Any], told: mmap.mmap) -> N
         setattr(owner, constant, timedelta(seconds=value) if is_delta else value)
     shift = timedelta(seconds=life.get("clock", 0))
     made = functools.partial(daemon.make_context, clock=lambda: model.utcnow() + shift)
-    daemon.make_context = made  # type: ignore[assignment]
+    daemon.make_context = made
 
     def log(text: str) -> None:
         print(f"{model.iso(model.utcnow())} {os.getpid()} {text}", file=sys.stderr, flush=True)
