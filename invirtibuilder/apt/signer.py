@@ -157,10 +157,11 @@ def _explained(fault: ProcessFault, key: str, gnupghome: Path) -> MachineFault:
 
 
 def verified(key: bytes, signed: bytes, content: bytes | None = None) -> list[str]:
-    """Whose good signatures these are: fingerprints of primary keys that are in `key`.
+    """Whose signatures these are: fingerprints of primary keys that are in `key` (armoured).
 
-    `key` is armoured, `signed` an InRelease, or a Release.gpg of `content`. A signature that is
-    bad, or of another key, is not among them. Raises MachineFault when gpg cannot be run.
+    `signed` is an InRelease, or a Release.gpg of `content`. Nobody's when one of them is bad; a
+    key that `key` does not have is given by its id of 16 digits. Raises MachineFault when gpg
+    cannot be run.
     """
     with tempfile.TemporaryDirectory(prefix="invirtibuilder-verify.") as name:
         folder = Path(name)
@@ -178,7 +179,9 @@ def verified(key: bytes, signed: bytes, content: bytes | None = None) -> list[st
             done = run([*argv, f"{name}/signed", *more], check=False, timeout=TIMEOUT)
         except ProcessFault as fault:
             raise MachineFault(f"signatures cannot be verified: {fault}", code="gpgv") from fault
-    if done.code != 0:
+    # doc/DETAILS of GnuPG; the last field of VALIDSIG is the primary key.
+    said = [line.split() for line in done.text.splitlines() if line.startswith("[GNUPG:] ")]
+    words = {line[1] for line in said}
+    if "BADSIG" in words or (done.code != 0 and "NO_PUBKEY" not in words):
         return []
-    # VALIDSIG FINGERPRINT ... PRIMARY-KEY-FINGERPRINT (doc/DETAILS of GnuPG).
-    return re.findall(r"^\[GNUPG:\] VALIDSIG .*? ?([0-9A-F]{40})$", done.text, re.MULTILINE)
+    return [line[-1] for line in said if line[1] in ("VALIDSIG", "NO_PUBKEY")]

@@ -13,7 +13,7 @@ from invirtibuilder.fsck import content, indices, leftovers, repair, sources
 from invirtibuilder.fsck.findings import Finding, Memory
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Context
-from invirtibuilder.stages.publish import INTENT, recover
+from invirtibuilder.stages.transaction import INTENT, recover
 
 LEVELS = ("b", "c")
 TRIES = 3

@@ -63,29 +63,38 @@ class _Archive:
             return
         if signed != fields:
             yield self.found("release-differs", what, f"{what}: InRelease is not its Release")
-        yield from self._signatures(dist, what)
+        yield from self._signatures(number, dist, what)
         yield from self._indices(dist, index, what)
         if number > 1 and commit_of(self.state, number, fields) is None:
             message = f"{what}: no commit of the superproject's branch {self.pocket.branch} made it"
             yield self.found("publication-without-commit", what, message)
 
-    def _signatures(self, dist: Path, what: str) -> Iterator[Finding]:
+    def _signatures(self, number: int, dist: Path, what: str) -> Iterator[Finding]:
+        """By a key that signs now; an older publication may be of one that no longer does."""
         key = hosting.public_key(self.context.site, self.pocket)
-        names = {"InRelease": [], "Release.gpg": [dist / "Release"]}
-        for name, more in names.items():
+        ours = set(self.context.signer(self.pocket).keys)
+        for name, more in (("InRelease", []), ("Release.gpg", [dist / "Release"])):
             path = dist / name
-            key_now = self.context.site.signing_key
 
             def prove(path: Path = path, more: list[Path] = more) -> str:
                 content = more[0].read_bytes() if more else None
-                try:
-                    return " ".join(verified(key.read_bytes(), path.read_bytes(), content))
-                except OSError as error:
-                    return str(error)
+                return " ".join(verified(key.read_bytes(), path.read_bytes(), content))
 
-            if key_now not in self.memory.proven(path, prove, key, *more).split():
-                message = f"{what}: {name} is not signed by {key_now} as in {key.name}"
+            signers = set(self.memory.proven(path, prove, key, *more).split())
+            if signers & ours:
+                continue
+            if signers and number != self._current():
+                message = f"{what}: {name} is signed by {' '.join(sorted(signers))}"
+                yield self.found("not-comparable", str(path), message)
+            else:
+                message = f"{what}: {name} is not signed by {' '.join(ours)} as in {key.name}"
                 yield self.found("signature-bad", str(path), message)
+
+    def _current(self) -> int | None:
+        try:
+            return self.publications.current()
+        except (OSError, ValueError):
+            return None
 
     def _indices(self, dist: Path, index: Index, what: str) -> Iterator[Finding]:
         store = self.publications.root / "by-hash" / "SHA256"
@@ -109,12 +118,8 @@ class _Archive:
     def current(self) -> Iterator[Finding]:
         """Clients see the newest publication, and in it what is recorded."""
         link = self.publications.root / "dists"
-        try:
-            number = self.publications.current()
-            whole = number is not None and link.is_dir()
-        except (OSError, ValueError):
-            number, whole = None, False
-        if number is None or not whole:
+        number = self._current()
+        if number is None or not link.is_dir():
             yield self.found("current-missing", str(link), f"{link} names no publication")
             return
         try:

@@ -17,6 +17,7 @@ import pytest
 
 from invirtibuilder import debchanges, files, gitcmd
 from invirtibuilder.apt.publications import Publications
+from invirtibuilder.apt.signer import Signer
 from invirtibuilder.errors import Exit
 from invirtibuilder.fsck import check as fsck
 from invirtibuilder.fsck.findings import KINDS, NO_DRIFT
@@ -47,6 +48,10 @@ class Published:
     @property
     def publications(self) -> Publications:
         return self.archive.publications
+
+    @property
+    def signer(self) -> Signer:
+        return self.place.context.signer(self.place.site.pockets[POCKET])
 
     @property
     def bare(self) -> Path:
@@ -220,7 +225,7 @@ def _orig(site: Published, content: bytes | None) -> None:
 def _resigned(site: Published, change: Callable[[str], str]) -> None:
     dist = site.dist()
     text = change((dist / "Release").read_text()).encode()
-    inrelease, detached = site.place.context.signer.sign(text)
+    inrelease, detached = site.signer.sign(text)
     (dist / "Release").write_bytes(text)
     (dist / "InRelease").write_bytes(inrelease)
     (dist / "Release.gpg").write_bytes(detached)
@@ -240,7 +245,7 @@ def _extra_publication(site: Published) -> None:
         if not line.startswith("Superproject-Commit")
     )
     release = (text + "\n").encode()
-    inrelease, detached = site.place.context.signer.sign(release)
+    inrelease, detached = site.signer.sign(release)
     for name, data in (
         ("Release", release),
         ("InRelease", inrelease),

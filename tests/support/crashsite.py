@@ -34,8 +34,8 @@ from tests.support.place import ME, ROOT, Place, place, until
 
 SHORT = {
     "pipeline.RETRY": 0.1,
-    "stages.publish.AGAIN": 0.1,
-    "stages.publish.MAX_PAUSE": 1.0,
+    "stages.transaction.AGAIN": 0.1,
+    "stages.transaction.MAX_PAUSE": 1.0,
     "stages.orders.WORKER_WAIT": 0.1,
     "stages.orders.POLL": 0.01,
     "gitcmd.STALE": 0.3,
@@ -282,8 +282,7 @@ def watching(made: Place) -> Iterator[Watchers]:
         apts = []
         for name, uri in (("http", server.uri.rstrip("/")), ("file", file_uri(site.archive))):
             text = "\n".join(
-                hosting.client(site, pocket, hosting.public_key(site, pocket).read_bytes()).sources
-                for pocket in site.pockets.values()
+                hosting.client(site, pocket).sources for pocket in site.pockets.values()
             )
             apt = AptClient(folder=folder / name)
             apt.configure(text.replace(site.url.rstrip("/"), uri))
