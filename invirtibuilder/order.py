@@ -66,6 +66,8 @@ class Room:
     profiles: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    cache_size: int = 2 << 30  # bytes of downloads that the worker keeps
+    layers_size: int = 8 << 30  # bytes of layers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -192,7 +192,7 @@ def _workshop(
 
 def _clear(scratch: Path, ids: Ids) -> None:
     for tree in scratch.iterdir():
-        if tree.is_dir():
+        if tree.lstat().st_uid == ids.first_uid:
             remove_tree(ids, tree)
     files.remove_tree(scratch)
 
