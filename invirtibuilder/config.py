@@ -13,7 +13,7 @@ import yaml
 from invirtibuilder import configwords as words
 from invirtibuilder import model, yamlread
 from invirtibuilder.errors import Fault
-from invirtibuilder.order import Limits
+from invirtibuilder.order import CACHE_SIZE, LAYERS_SIZE, Limits
 from invirtibuilder.settings import (
     ACTIONS,
     DEFAULT_SUFFIX,
@@ -114,7 +114,7 @@ def _domains(value: Value, directory: Path) -> dict[str, Domain]:
     block = 1
     for name, entry in value.members().items():
         _checked(entry, name, model.POCKET, "trust domain")
-        keys = entry.record("socket", "directory")
+        keys = entry.record("socket", "directory", "cache_size", "layers_size")
         socket = None if keys["socket"].absent else directory / keys["socket"].text()
         if socket:
             _short(keys["socket"], socket)
@@ -123,6 +123,8 @@ def _domains(value: Value, directory: Path) -> dict[str, Domain]:
             socket=socket,
             directory=_path(keys["directory"], directory, directory / "work" / name),
             slots=range(0) if socket else range(block, block + 1),
+            cache_size=keys["cache_size"].size(CACHE_SIZE) or 0,
+            layers_size=keys["layers_size"].size(LAYERS_SIZE) or 0,
         )
         block += len(found[name].slots)
     directories = [domain.directory for domain in found.values()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from invirtibuilder import model
-from invirtibuilder.order import Limits
+from invirtibuilder.order import CACHE_SIZE, LAYERS_SIZE, Limits
 
 ACTIONS = ("submit", "promote", "rollback", "cancel", "read")
 EVENTS = ("submitted", "started", "failed", "published")
@@ -54,6 +54,8 @@ class Domain:
     socket: Path | None  # None: the worker runs as a child of the daemon
     directory: Path
     slots: range  # of a child: which blocks of the account's subordinate ids are its own
+    cache_size: int = CACHE_SIZE  # bytes of downloads
+    layers_size: int = LAYERS_SIZE  # bytes of layers in each slot
 
 
 @dataclass(frozen=True, kw_only=True)
