@@ -191,10 +191,12 @@ class Workshop:
 
     def member(self, name: str, limit: int) -> bytes:
         """A member of the order, of at most `limit` bytes. Raises Malformed."""
-        self.content.seek(0)
-        for found, size, content in tarsafe.members(self.content, tarsafe.Limits()):
-            if found == name and size <= limit:
-                return content.read()
+        # A buffer of its own: sandboxes have moved the offset that the other one goes by.
+        with open(self.content.fileno(), "rb", closefd=False) as stream:
+            stream.seek(0)
+            for found, size, content in tarsafe.members(stream, tarsafe.Limits()):
+                if found == name and size <= limit:
+                    return content.read()
         raise Malformed(f"the order has no {name} of at most {limit} bytes")
 
     def filled(self, name: str, content: Mapping[str, bytes]) -> Path:

@@ -51,15 +51,18 @@ class Lists:
         """
         if wanted is not None and wanted == self.releases and fresh(self.made):
             return
-        if (self.place / WHOLE).exists():
-            (self.place / WHOLE).unlink()
-        else:
-            remove_tree(self.ids, self.tree)
-            make_tree(self.ids, self.tree)
-        made = time.time()
-        body()
-        self.releases = frozenset(_sha256(p) for p in self.tree.glob("lists/*InRelease"))
-        self.made = made
+        whole = (self.place / WHOLE).exists()
+        (self.place / WHOLE).unlink(missing_ok=True)
+        for anew in (not whole, True):
+            if anew:
+                remove_tree(self.ids, self.tree)
+                make_tree(self.ids, self.tree)
+            self.made = time.time()
+            body()
+            self.releases = frozenset(_sha256(p) for p in self.tree.glob("lists/*InRelease"))
+            # APT asks by time of modification, in whole seconds: it misses a quick change.
+            if anew or wanted is None or self.releases == wanted:
+                break
         # The tree is not ours to open: the whole file system is synced (syncfs(2)).
         run(["sync", "--file-system", self.place])
         files.write_json(self.place / WHOLE, {"releases": sorted(self.releases), "made": self.made})
