@@ -48,7 +48,9 @@ def releases(text: str) -> tuple[str, ...]:
         uris, suites = _URIS.search(stanza), _SUITES.search(stanza)
         for uri in uris[1].split() if uris and suites else ():
             for suite in suites[1].split() if suites else ():
-                found[f"{uri.rstrip('/')}/dists/{suite}/InRelease"] = None
+                # A suite that is a path is all there is (sources.list(5)).
+                place = suite if suite.endswith("/") else f"dists/{suite}/"
+                found[f"{uri.rstrip('/')}/{place}InRelease"] = None
     return tuple(found)
 
 
