@@ -14,7 +14,14 @@ from typing import IO
 from urllib.parse import unquote
 
 from invirtibuilder import files
-from invirtibuilder.errors import Cancelled, Fault, MachineFault, PackageFault, RoomFault
+from invirtibuilder.errors import (
+    DISK_FULL,
+    Cancelled,
+    Fault,
+    MachineFault,
+    PackageFault,
+    RoomFault,
+)
 from invirtibuilder.phases import kept
 from invirtibuilder.phases.kept import Package
 from invirtibuilder.phases.resolve import Resolved
@@ -118,7 +125,7 @@ def _download(workshop: Workshop, downloads: Downloads, missing: list[Package], 
                     return
             except mirrors.FAILURES as error:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise MachineFault(f"{downloads.directory}: {error}") from error
+                    raise MachineFault(f"{downloads.directory}: {error}", code=DISK_FULL) from error
                 if not left:
                     hint = "is the mirror reachable, and whole?"
                     why = f"{package.name} cannot be downloaded: {error}"
