@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import time
@@ -13,7 +12,7 @@ import pytest
 from invirtibuilder.run import run, started_group
 from tests.support import packages
 from tests.support import place as places
-from tests.support.doors import ALICE, BOB, CAROL, Door, direct, installed, prepare
+from tests.support.doors import ALICE, BOB, CAROL, Door, direct, followers, installed, prepare
 from tests.support.kdc import remctl
 from tests.support.place import until
 
@@ -130,17 +129,6 @@ def test_cancel_and_retry(door: Door) -> None:
         assert door.call("alice", "cancel", hidden).code == 0
         door.place.ended(hidden)
         door.place.ended(theirs)
-
-
-def followers(job: str) -> list[int]:
-    """Programs that follow this job now."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = path.read_bytes().split(b"\0")
-            if job.encode() in words and b"follow" in words and b"-IS" in words:
-                found.append(int(path.parent.name))
-    return found
 
 
 def test_follow_ends_with_the_job_or_the_caller(door: Door) -> None:
