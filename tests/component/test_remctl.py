@@ -238,6 +238,16 @@ def test_no_table_and_a_stale_one(door: Door, tmp_path: Path) -> None:
     assert door.known == before
 
 
+def test_a_program_that_does_not_find_its_code(door: Door, tmp_path: Path) -> None:
+    """1 is remctl's own code for no ticket."""
+    text = (installed(door.place) / "build").read_text()
+    (tmp_path / "build").write_text(re.sub("(?m)^CODE = .*", "CODE = '/nonexistent'", text))
+    (tmp_path / "build").chmod(0o755)
+    done = direct(door.place, ALICE, "queue", folder=tmp_path)
+    assert done.code == 71
+    assert done.err.startswith(f"error: CODE in {tmp_path}/build is wrong: ".encode())
+
+
 def test_with_the_daemon_down(tmp_path: Path) -> None:
     with places.place() as place:
         prepare(place)
