@@ -117,8 +117,9 @@ class Daemon:
             signal.signal(number, lambda *_: self.stop())
         if os.geteuid() == 0:
             self.log("running as root: everything but the sandboxes is this one user's")
-        for engine in self._context.engines.values():
-            engine.check()
+        for name, engine in self._context.engines.items():
+            for weaker in engine.check():
+                self.log(f"worker of {name}: {weaker}")
         for pocket in self.site.pockets.values():
             hosting.ensure_pocket(self._context, pocket)
             if why := recover(self._context, pocket):

@@ -18,6 +18,7 @@ from invirtibuilder.errors import Exit, Fault, Refused
 COMMANDS = {
     "init": "init.Init",
     "check-config": "checkconfig.CheckConfig",
+    "self-check": "selfcheck.SelfCheck",
     "daemon": "daemon.RunDaemon",
     "worker": "worker.Worker",
     "check": "check.Check",
