@@ -179,7 +179,7 @@ def _pocket(
         *("branch", "codename", "allow_backtracking", "allow_takeover", "isolation"),
         *("trust_domain", "build_profiles", "build_options", "limits", "packages", "acl"),
         *("tag_format", "version_suffix", "max_queued", "max_hourly", "signing"),
-        *("valid_for", "retention"),
+        *("valid_for", "retention", "archive_keyring"),
         required=("suite",),
     )
     domain = keys["trust_domain"].text(next(iter(domains)))
@@ -207,6 +207,7 @@ def _pocket(
         signing=signing
         if keys["signing"].absent
         else _signing(keys["signing"], base, signing.home),
+        archive_keyring=keys["archive_keyring"].boolean(False),
         acl=_acl(keys["acl"], base),
         tag_format=keys["tag_format"].text("debian/{version}", words.tag_format),
         suffix=keys["version_suffix"].text(DEFAULT_SUFFIX, words.suffix),

@@ -100,6 +100,7 @@ class Pocket:
     limits: Limits
     package_limits: Mapping[str, Limits]
     signing: Signing
+    archive_keyring: bool
     acl: Mapping[str, tuple[AclEntry, ...]]
     tag_format: str
     suffix: str
@@ -115,6 +116,16 @@ class Pocket:
     def tag(self, version: str) -> str:
         """The name of the tag for a version, as DEP-14 mangles it."""
         return self.tag_format.format(version=model.tag_version(version))
+
+    @property
+    def keyring(self) -> str:
+        """The name of the package with the pocket's keys."""
+        return f"{self.name}-archive-keyring"
+
+    @property
+    def keyring_file(self) -> str:
+        """Where that package has them."""
+        return f"/usr/share/keyrings/{self.keyring}.asc"
 
     def kept_ref(self, version: str) -> str:
         """The daemon's own ref that holds a published commit."""

@@ -56,6 +56,17 @@ class Signer:
             raise MachineFault(f"gpg made no signature with {self.key}", code="signing-failed")
         return done.out
 
+    def signed(self, inrelease: bytes) -> bool:
+        """Whether these keys, each of them and no other, have signed an InRelease."""
+        argv = ("gpg", "--homedir", self.gnupghome, "--batch", "--no-tty", "--status-fd", "1")
+        done = run([*argv, "--verify"], stdin=inrelease, timeout=TIMEOUT, check=False)
+        # doc/DETAILS of GnuPG: the first field is the key's, the last its primary key's.
+        words = [line.split() for line in done.text.splitlines()]
+        valid = [{w[2], w[-1]} for w in words if w[:2] == ["[GNUPG:]", "VALIDSIG"]]
+        others = [w for w in words if w[1:2] in (["ERRSIG"], ["BADSIG"], ["EXPSIG"])]
+        wanted = set(self.keys)
+        return not others and wanted <= set().union(*valid) and all(v & wanted for v in valid)
+
     def public_key(self) -> bytes:
         """The public keys, armoured as one. Raises MachineFault when one is missing."""
         export = ("--armor", "--export-options", "export-minimal", "--export")

@@ -21,7 +21,6 @@ import yaml
 
 from invirtibuilder.run import CLEAN, Done, run
 from invirtibuilder.sandbox.base import Base
-from invirtibuilder.sandbox.layers import discard
 
 TOP = Path(__file__).parents[2]
 PATIENCE = 600
@@ -166,18 +165,13 @@ def made_site(base: Base, layers: Path, **changes: Any) -> Iterator[TestSite]:
 
 
 @pytest.fixture(scope="session")
-def layers(ids: Any, base: Base) -> Iterator[Path]:
+def layers(base: Base) -> Path:
     """Layers, and what they are made from, that are shared by all sites of the run."""
     parent = base.directory.parents[1]
     for name in ("layers", "lists", "downloads"):
         (parent / name).mkdir(exist_ok=True)
         (parent / name).chmod(0o711)
-    yield parent / "layers"
-    if not os.environ.get("INVIRTIBUILDER_TEST_BASE_DIR"):
-        for made in (*(parent / "layers").iterdir(), *(parent / "lists").iterdir()):
-            discard(made, ids)
-        for name in ("layers", "lists", "downloads"):
-            shutil.rmtree(parent / name)
+    return parent / "layers"
 
 
 @pytest.fixture(scope="module")
