@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +27,12 @@ SECONDS = 1800.0
 
 TOOLS = ("git", "pristine-tar", "python3", "dpkg-dev", "xz-utils", "bzip2", "gpg", "gpgv")
 INCLUDE = ("build-essential", "fakeroot")
+OWN_SOURCES = "/run/own.sources"
+APT = (
+    *("apt-get", "-y", "-q", "-oDir::Etc::SourceParts=/dev/null"),
+    f"-oDir::Etc::SourceList={OWN_SOURCES}",
+)
+APT_LEAVES = "/var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives"
 FORMAT = 1
 """Part of the key: raised when the same spec is to make another base."""
 
@@ -335,29 +341,53 @@ def _copy_tree(source: Path, of: Ids, target: Path, ids: Ids, log: int) -> None:
 
 
 def _install_tools(spec: BaseSpec, new: Path, ids: Ids, log: int) -> None:
-    text, allowed = sources.inside(sources.with_keys(spec.sources, frozenset(spec.keys)))
-    own = new / "tools.sources"
-    own.write_text(text)
-    apt = (
-        *("apt-get", "-y", "-q", "-oDir::Etc::SourceParts=/dev/null"),
-        "-oDir::Etc::SourceList=/run/tools.sources",
-    )
-    room = UserNamespace(
-        ids=ids,
+    with_apt(
+        spec,
+        new,
+        ids,
         lowers=(new / "root",),
         scratch=new / "tools",
-        binds=(Bind(source=own, target="/run/tools.sources"),),
-        limits=Limits(seconds=SECONDS),
+        steps=(
+            (*APT, "update"),
+            (*APT, "install", "--no-install-recommends", *spec.tools),
+            ("sh", "-c", f"rm -rf {APT_LEAVES}"),
+            ("mkdir", "-p", "/var/lib/apt/lists/partial", "/var/cache/apt/archives/partial"),
+        ),
+        what="the tools of the base cannot be installed",
+        log=log,
     )
-    steps = (
-        (*apt, "update"),
-        (*apt, "install", "--no-install-recommends", *spec.tools),
-        ("sh", "-c", "rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives"),
-        ("mkdir", "-p", "/var/lib/apt/lists/partial", "/var/cache/apt/archives/partial"),
+
+
+def with_apt(
+    spec: BaseSpec,
+    place: Path,
+    ids: Ids,
+    *,
+    lowers: Sequence[Path],
+    scratch: Path,
+    steps: Sequence[Sequence[str]],
+    what: str,
+    log: int,
+    binds: Sequence[Bind] = (),
+) -> None:
+    """Run commands as root of a sandbox in which APT reaches what the base was made from.
+
+    `place` is a directory of ours for the sources' list. Raises RoomFault for the first command
+    that fails; `what` says what that means.
+    """
+    text, allowed = sources.inside(sources.with_keys(spec.sources, frozenset(spec.keys)))
+    own = place / "own.sources"
+    own.write_text(text)
+    room = UserNamespace(
+        ids=ids,
+        lowers=tuple(lowers),
+        scratch=scratch,
+        binds=(Bind(source=own, target=OWN_SOURCES), *binds),
+        limits=Limits(seconds=SECONDS),
     )
     for argv in steps:
         command = Command(
-            argv=argv,
+            argv=tuple(argv),
             user="root",
             env={"DEBIAN_FRONTEND": "noninteractive"},
             stdout=log,
@@ -367,7 +397,7 @@ def _install_tools(spec: BaseSpec, new: Path, ids: Ids, log: int) -> None:
         outcome = room.run(command)
         if outcome.code != 0:
             raise RoomFault(
-                f"the tools of the base cannot be installed: {argv[0]} ends with {outcome.code}"
+                f"{what}: {argv[0]} ends with {outcome.code}"
                 + (f" ({outcome.limit})" if outcome.limit else ""),
                 hint="its output is in the log",
                 code="base",
