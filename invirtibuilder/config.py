@@ -13,11 +13,12 @@ import yaml
 from invirtibuilder import configwords as words
 from invirtibuilder import model, yamlread
 from invirtibuilder.errors import Fault
-from invirtibuilder.order import CACHE_SIZE, LAYERS_SIZE, Limits
+from invirtibuilder.order import Limits
 from invirtibuilder.settings import (
     ACTIONS,
     DEFAULT_SUFFIX,
     EVENTS,
+    ISOLATIONS,
     AclEntry,
     Domain,
     ExtraSource,
@@ -114,7 +115,7 @@ def _domains(value: Value, directory: Path) -> dict[str, Domain]:
     block = 1
     for name, entry in value.members().items():
         _checked(entry, name, model.POCKET, "trust domain")
-        keys = entry.record("socket", "directory", "cache_size", "layers_size")
+        keys = entry.record("socket", "directory")
         socket = None if keys["socket"].absent else directory / keys["socket"].text()
         if socket:
             _short(keys["socket"], socket)
@@ -123,8 +124,6 @@ def _domains(value: Value, directory: Path) -> dict[str, Domain]:
             socket=socket,
             directory=_path(keys["directory"], directory, directory / "work" / name),
             slots=range(0) if socket else range(block, block + 1),
-            cache_size=keys["cache_size"].size(CACHE_SIZE) or 0,
-            layers_size=keys["layers_size"].size(LAYERS_SIZE) or 0,
         )
         block += len(found[name].slots)
     directories = [domain.directory for domain in found.values()]
@@ -176,10 +175,10 @@ def _pocket(
     _checked(value, name, model.POCKET, "pocket")
     keys = value.record(
         *("description", "suite", "components", "mirror", "extra_sources", "architectures"),
-        *("branch", "codename", "allow_backtracking", "allow_takeover", "isolation"),
+        *("branch", "codename", "allow_backtracking", "allow_takeover", "isolation", "vm"),
         *("trust_domain", "build_profiles", "build_options", "limits", "packages", "acl"),
         *("tag_format", "version_suffix", "max_queued", "max_hourly", "signing"),
-        *("valid_for", "retention", "archive_keyring"),
+        *("valid_for", "retention"),
         required=("suite",),
     )
     domain = keys["trust_domain"].text(next(iter(domains)))
@@ -198,7 +197,8 @@ def _pocket(
         codename=keys["codename"].text(name, words.word),
         allow_backtracking=keys["allow_backtracking"].boolean(False),
         allow_takeover=keys["allow_takeover"].boolean(False),
-        isolation=keys["isolation"].choice("chroot", "chroot"),
+        isolation=keys["isolation"].choice("chroot", *ISOLATIONS),
+        emulation=keys["vm"].record("emulation")["emulation"].boolean(False),
         domain=domain,
         profiles=keys["build_profiles"].texts((), words.profile),
         options=keys["build_options"].texts((), words.option),
@@ -207,7 +207,6 @@ def _pocket(
         signing=signing
         if keys["signing"].absent
         else _signing(keys["signing"], base, signing.home),
-        archive_keyring=keys["archive_keyring"].boolean(False),
         acl=_acl(keys["acl"], base),
         tag_format=keys["tag_format"].text("debian/{version}", words.tag_format),
         suffix=keys["version_suffix"].text(DEFAULT_SUFFIX, words.suffix),

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from invirtibuilder import model
-from invirtibuilder.order import CACHE_SIZE, LAYERS_SIZE, Limits
+from invirtibuilder.order import Limits
 
 ACTIONS = ("submit", "promote", "rollback", "cancel", "read")
 EVENTS = ("submitted", "started", "failed", "published")
+ISOLATIONS = ("chroot", "vm")
 DEFAULT_SUFFIX = "~{pocket}+{timestamp}.g{shortid}"
 
 
@@ -54,8 +55,6 @@ class Domain:
     socket: Path | None  # None: the worker runs as a child of the daemon
     directory: Path
     slots: range  # of a child: which blocks of the account's subordinate ids are its own
-    cache_size: int = CACHE_SIZE  # bytes of downloads
-    layers_size: int = LAYERS_SIZE  # bytes of layers in each slot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +93,13 @@ class Pocket:
     allow_backtracking: bool
     allow_takeover: bool
     isolation: str
+    emulation: bool  # isolation vm: whether it may do without KVM
     domain: str
     profiles: tuple[str, ...]
     options: tuple[str, ...]
     limits: Limits
     package_limits: Mapping[str, Limits]
     signing: Signing
-    archive_keyring: bool
     acl: Mapping[str, tuple[AclEntry, ...]]
     tag_format: str
     suffix: str
@@ -116,16 +115,6 @@ class Pocket:
     def tag(self, version: str) -> str:
         """The name of the tag for a version, as DEP-14 mangles it."""
         return self.tag_format.format(version=model.tag_version(version))
-
-    @property
-    def keyring(self) -> str:
-        """The name of the package with the pocket's keys."""
-        return f"{self.name}-archive-keyring"
-
-    @property
-    def keyring_file(self) -> str:
-        """Where that package has them."""
-        return f"/usr/share/keyrings/{self.keyring}.asc"
 
     def kept_ref(self, version: str) -> str:
         """The daemon's own ref that holds a published commit."""

@@ -10,6 +10,7 @@ pytest_plugins = [
     "tests.support.base",
     "tests.support.sites",
     "tests.support.line",
+    "tests.support.machines",
     "tests.support.kdc",
     "tests.support.doors",
 ]

@@ -11,6 +11,7 @@ from invirtibuilder import worker
 from invirtibuilder.cli.command import Command
 from invirtibuilder.errors import Exit, MachineFault
 from invirtibuilder.sandbox import slots
+from invirtibuilder.sandbox.check import self_check
 
 
 class Worker(Command):
@@ -44,7 +45,9 @@ class Worker(Command):
     def run(self, args: argparse.Namespace) -> int:
         args.directory.mkdir(parents=True, exist_ok=True, mode=0o711)
         if args.check:
-            worker.check(args.directory, args.slots)
+            problems = self_check(args.directory, args.slots)
+            if problems:
+                raise MachineFault("\n".join(problems), code="self-check")
             return 0
         if args.listen:
             worker.listen(args.listen, args.directory, args.slots)

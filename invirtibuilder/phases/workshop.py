@@ -5,22 +5,27 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
-from invirtibuilder import files, inside, model, tarsafe
-from invirtibuilder.errors import Fault, Malformed, PackageFault
+from invirtibuilder import inside, model, tarsafe
+from invirtibuilder.errors import Fault, PackageFault
+from invirtibuilder.order import Limits as PocketLimits
 from invirtibuilder.order import Order
 from invirtibuilder.phases.verdicts import full, judge
 from invirtibuilder.run import quoted
 from invirtibuilder.sandbox.base import Base, BaseSpec
-from invirtibuilder.sandbox.contract import Bind, Command, Limits, Proxy
+from invirtibuilder.sandbox.contract import Bind, Command, Limits, Proxy, Sandbox
 from invirtibuilder.sandbox.ids import Ids, make_tree
+from invirtibuilder.sandbox.kit import kit_of
+from invirtibuilder.sandbox.kvm import DESCRIPTION, with_accelerator
 from invirtibuilder.sandbox.limits import Groups
 from invirtibuilder.sandbox.slotbase import slot_base
 from invirtibuilder.sandbox.userns import UserNamespace
+from invirtibuilder.sandbox.vm import MEMORY, SIZE, Hardware, Machine
 
 RECEIVE = 'tar -xf - -C "$1" && chown -R 1000:1000 "$1"'
 """A constant program: unpack what comes in, for the unprivileged user."""
@@ -31,7 +36,8 @@ class Workshop:
     """One order's place of work.
 
     `directory` is the slot's, with bases and layers of its ids. `domain_directory`, above it, is
-    what all slots of the worker's trust domain can read: several orders at once use it.
+    what all slots of the worker's trust domain can read: several orders at once use it. What is
+    in `held` is given back when the order has ended.
     """
 
     order: Order
@@ -44,6 +50,7 @@ class Workshop:
     cancelled: Callable[[], bool]
     groups: Groups = field(default_factory=Groups)
     environment: dict[str, str] = field(default_factory=dict)
+    held: ExitStack = field(default_factory=ExitStack)
 
     def stage(self, text: str) -> None:
         """A line of the log: what begins now, with UTC time."""
@@ -51,13 +58,9 @@ class Workshop:
 
     def base(self, *, refresh: bool = False) -> Base:
         """The base that the order's room asks for; made when there is none yet."""
-        room = self.order.room
-        spec = BaseSpec(
-            suite=room.suite, architecture=room.architecture, sources=room.sources, keys={}
-        )
         try:
             base = slot_base(
-                spec,
+                self._spec,
                 self.domain_directory,
                 self.directory,
                 self.ids,
@@ -70,6 +73,40 @@ class Workshop:
             raise
         self.environment["base"] = base.digest
         return base
+
+    @property
+    def _spec(self) -> BaseSpec:
+        room = self.order.room
+        return BaseSpec(
+            suite=room.suite, architecture=room.architecture, sources=room.sources, keys={}
+        )
+
+    @property
+    def limits(self) -> PocketLimits:
+        """What a build may use: a machine has a size, also where nothing is limited."""
+        limits = self.order.room.limits
+        if self.order.room.isolation != "vm":
+            return limits
+        return replace(limits, memory=limits.memory or MEMORY, disk=limits.disk or SIZE)
+
+    @cached_property
+    def _hardware(self) -> Hardware:
+        """What machines are made of, where the order's isolation is `vm`."""
+        base = self.base()
+        store = self.directory / "layers"
+        kit = self.held.enter_context(
+            kit_of(base, self._spec, store, self.ids, log=self.log_fd, say=self.stage)
+        )
+        hardware = Hardware(base=base, kit=kit, place=self.scratch)
+        hardware = with_accelerator(
+            hardware,
+            self.ids,
+            answer=self.directory / "kvm.json",
+            emulation=self.order.room.emulation,
+        )
+        self.environment["machine"] = hardware.accelerator
+        self.stage(f"machine: {DESCRIPTION[hardware.accelerator]}")
+        return hardware
 
     def tree(self, name: str) -> Path:
         """A new scratch directory that belongs to the sandbox's root."""
@@ -84,15 +121,17 @@ class Workshop:
         upper: Path | None = None,
         binds: Sequence[Bind] = (),
         trusted: bool = False,
+        native: bool = False,
         output: int | None = None,
-    ) -> UserNamespace:
+    ) -> Sandbox:
         """A sandbox over these layers (topmost first); read-only without an upper.
 
         `trusted` is for our own and Debian's programs on the bare base: they get the pocket's
         time and leave the machine its reserve, but have not its bounds on what a build may use.
-        `output` is for results instead of a log, in bytes.
+        With `native` nothing that was submitted is run or parsed: that is done without a machine,
+        whatever the isolation. `output` is for results instead of a log, in bytes.
         """
-        room = self.order.room.limits
+        room = self.limits
         limits = Limits(seconds=room.seconds, output=output or room.log_size, reserve=room.reserve)
         if not trusted:
             limits = replace(
@@ -103,6 +142,16 @@ class Workshop:
                 file_size=room.file_size,
                 cpu_seconds=room.cpu_seconds,
                 disk=room.disk,
+            )
+        if self.order.room.isolation == "vm" and not native:
+            return Machine(
+                ids=self.ids,
+                hardware=self._hardware,
+                lowers=lowers,
+                scratch=upper,
+                binds=binds,
+                limits=limits,
+                groups=self.groups,
             )
         return UserNamespace(
             ids=self.ids,
@@ -115,7 +164,7 @@ class Workshop:
 
     def run(
         self,
-        sandbox: UserNamespace,
+        sandbox: Sandbox,
         argv: Sequence[str],
         *,
         user: str = "build",
@@ -148,7 +197,7 @@ class Workshop:
             outcome,
             what=what or argv[0],
             fault=fault,
-            limits=self.order.room.limits,
+            limits=self.limits,
             package=str(self.order.content.get("package", "PACKAGE")),
             output=tail(),
             result=stdout is not None,
@@ -157,7 +206,7 @@ class Workshop:
     def check_room(self) -> None:
         """Raises MachineFault when the worker's file system has no more than its reserve."""
         status = os.statvfs(self.scratch)
-        limits = self.order.room.limits
+        limits = self.limits
         if limits.reserve is not None and status.f_bavail * status.f_frsize < limits.reserve:
             raise full("nothing is begun", limits)
 
@@ -184,35 +233,38 @@ class Workshop:
         self.content.seek(0)
         os.lseek(self.content.fileno(), 0, os.SEEK_SET)
         room = self.sandbox(
-            lowers, binds=[Bind(source=tree, target="/mnt", writable=True)], trusted=True
+            lowers,
+            binds=[Bind(source=tree, target="/mnt", writable=True)],
+            trusted=True,
+            native=True,
         )
         argv = ["/bin/sh", "-ec", RECEIVE, "receive", "/mnt"]
         self.run(room, argv, user="root", stdin=self.content.fileno(), what="unpacking the order")
 
-    def member(self, name: str, limit: int) -> bytes:
-        """A member of the order, of at most `limit` bytes. Raises Malformed."""
-        # A buffer of its own: sandboxes have moved the offset that the other one goes by.
-        with open(self.content.fileno(), "rb", closefd=False) as stream:
-            stream.seek(0)
-            for found, size, content in tarsafe.members(stream, tarsafe.Limits()):
-                if found == name and size <= limit:
-                    return content.read()
-        raise Malformed(f"the order has no {name} of at most {limit} bytes")
-
-    def filled(self, name: str, content: Mapping[str, bytes]) -> Path:
-        """A new scratch directory with these files, which a sandbox can read but not write."""
-        tree = self.scratch / name
-        for path, data in content.items():
-            file = files.contained(tree, path)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(data)
-            file.chmod(0o644)
-            for folder in file.relative_to(self.scratch).parents[:-1]:
-                (self.scratch / folder).chmod(0o755)
+    def filled(self, lowers: Sequence[Path], name: str, content: Mapping[str, bytes]) -> Path:
+        """A new scratch tree with these files, unpacked inside a sandbox."""
+        tree = self.tree(name)
+        packed = self.scratch / f"{name}.tar"
+        with packed.open("w+b") as stream:
+            writer = tarsafe.Writer(stream)
+            for path, data in sorted(content.items()):
+                writer.add_bytes(path, data)
+            writer.close()
+            stream.flush()
+            os.lseek(stream.fileno(), 0, os.SEEK_SET)
+            room = self.sandbox(
+                lowers,
+                binds=[Bind(source=tree, target="/mnt", writable=True)],
+                trusted=True,
+                native=True,
+            )
+            argv = ["tar", "-xf", "-", "-C", "/mnt"]
+            self.run(room, argv, user="root", stdin=stream.fileno(), what=f"unpacking {name}")
+        packed.unlink()
         return tree
 
-    def programs(self) -> Bind:
+    def programs(self, lowers: Sequence[Path]) -> Bind:
         """Our own programs for inside, as a read-only directory at /inside."""
         source = Path(inside.__file__).parent
         programs = {p.name: p.read_bytes() for p in source.glob("*.py")}
-        return Bind(source=self.filled("inside", programs), target="/inside")
+        return Bind(source=self.filled(lowers, "inside", programs), target="/inside")

@@ -50,6 +50,7 @@ class Stage:
     hostname: str
     command: Command
     memory: int | None = None
+    devices: Sequence[str] = DEVICES
     lower_fds: list[int] = field(default_factory=list)
     scratch_fd: int = -1
     bind_fds: list[int] = field(default_factory=list)
@@ -61,7 +62,7 @@ class Stage:
         if self.scratch is not None:
             self.scratch_fd = _open(self.scratch, directory=True)
         self.bind_fds = [_open(str(bind.source)) for bind in self.binds]
-        self.device_fds = [_open(f"/dev/{name}") for name in DEVICES]
+        self.device_fds = [_open(f"/dev/{name}") for name in self.devices]
 
     def in_memory(self, most: int) -> int:
         """The size of a file system in memory: all of them count as memory of the run."""
@@ -233,7 +234,7 @@ def _proc_restricted() -> None:
 
 def _dev(stage: Stage) -> None:
     kernel.mount("tmpfs", "/dev", "tmpfs", kernel.MS_NOSUID, "mode=755,size=1m")
-    for name, fd in zip(DEVICES, stage.device_fds, strict=True):
+    for name, fd in zip(stage.devices, stage.device_fds, strict=True):
         os.close(os.open(f"/dev/{name}", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         kernel.mount(_at(fd), f"/dev/{name}", flags=kernel.MS_BIND)
     Path("/dev/pts").mkdir(mode=0o755)

@@ -48,9 +48,10 @@ class UserNamespace:
     """A sandbox over `lowers` (topmost first), each a tree of `make_tree`'s ids.
 
     `scratch` is a directory of `make_tree`: what is written goes to its `upper`, and /tmp is on
-    it too. Without one the root is read-only and /tmp is in memory. Each `run` is a new sandbox
-    over the same files; one at a time for a scratch directory. `groups` bounds memory, processes
-    and CPU time of all processes together; where it has none, each process is bound.
+    it too. Without one the root is read-only and /tmp is in memory. `devices` names files of /dev
+    besides the usual ones. Each `run` is a new sandbox over the same files; one at a time for a
+    scratch directory. `groups` bounds memory, processes and CPU time of all processes together;
+    where it has none, each process is bound.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class UserNamespace:
         limits: Limits,
         groups: Groups | None = None,
         hostname: str = "build",
+        devices: Sequence[str] = (),
     ) -> None:
         self.ids = ids
         self.lowers = tuple(lowers)
@@ -71,6 +73,7 @@ class UserNamespace:
         self.limits = limits
         self.groups = groups or Groups()
         self.hostname = hostname
+        self.devices = tuple(devices)
 
     def run(self, command: Command, *, cancelled: Callable[[], bool] = never) -> Outcome:
         """Run to the end; no process of it is left. Raises MachineFault when it cannot start."""
@@ -79,6 +82,7 @@ class UserNamespace:
             scratch=str(self.scratch) if self.scratch else None,
             binds=self.binds,
             hostname=self.hostname,
+            devices=(*inner.DEVICES, *self.devices),
             command=command,
             memory=self.limits.memory,
         )

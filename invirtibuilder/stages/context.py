@@ -126,11 +126,10 @@ class Context:
             ),
             pocket=source,
             isolation=pocket.isolation,
+            emulation=pocket.emulation,
             profiles=pocket.profiles,
             options=pocket.options,
             limits=pocket.limits_of(package),
-            cache_size=self.site.domains[pocket.domain].cache_size,
-            layers_size=self.site.domains[pocket.domain].layers_size,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import email.policy
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from email.message import EmailMessage
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-from tests.support.hookscripts import JOB, call, certified, event
+from invirtibuilder.run import run
+from tests.support.hookscripts import JOB, call, event
 
 HOSTILE = [
     "x\nBcc: eve@evil.org",
@@ -376,9 +378,24 @@ def test_a_server_that_does_not_answer_is_tried_again() -> None:
 
 
 def test_starttls_is_checked_before_a_word_is_said(tmp_path: Path) -> None:
-    password = tmp_path / "password"
+    key, cert, password = tmp_path / "key.pem", tmp_path / "cert.pem", tmp_path / "password"
     password.write_text("correct horse\n")
-    cert, context = certified(tmp_path)
+    run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+        ]
+        + ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+        + ["-keyout", key, "-out", cert]
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
     server = Server(tls_context=context, require_starttls=True)
     try:
         env = server.env | {"SMTP_USER": "builder", "SMTP_PASSWORD_FILE": str(password)}

@@ -25,9 +25,8 @@ from invirtibuilder.order import (
 )
 from invirtibuilder.phases import build, export
 from invirtibuilder.phases.workshop import Workshop
-from invirtibuilder.sandbox.contract import Bind, Proxy
+from invirtibuilder.sandbox.contract import Bind, Proxy, Sandbox
 from invirtibuilder.sandbox.ids import Ids, remove_tree
-from invirtibuilder.sandbox.userns import UserNamespace
 
 PLACE = "/run/escape"
 
@@ -45,13 +44,13 @@ class Probing(Workshop):
 
     def sandbox(
         self, lowers: Sequence[Path], *, binds: Sequence[Bind] = (), **options: Any
-    ) -> UserNamespace:
+    ) -> Sandbox:
         binds = [*binds, Bind(source=self.probes, target=PLACE)]
         return super().sandbox(lowers, binds=binds, **options)
 
     def run(
         self,
-        sandbox: UserNamespace,
+        sandbox: Sandbox,
         argv: Sequence[str],
         *,
         user: str = "build",
@@ -117,7 +116,7 @@ def carry_out(work: Path, path: Path, into: Path) -> Order:
         sys.exit(f"{order.kind} failed: {fault}")
     finally:
         for tree in scratch.iterdir():
-            if tree.lstat().st_uid == ids.first_uid:
+            if tree.is_dir():
                 remove_tree(ids, tree)
     read_result(result, into, order)
     return order

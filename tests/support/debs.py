@@ -21,16 +21,12 @@ PERSON = "Ada Test <ada@example.org>"
 
 @dataclass(frozen=True, kw_only=True)
 class Binary:
-    """A binary package of an upload; its version is the source's unless given.
-
-    `fields` are further lines of its control file.
-    """
+    """A binary package of an upload; its version is the source's unless given."""
 
     name: str
     architecture: str = "all"
     udeb: bool = False
     version: str = ""
-    fields: str = ""
 
 
 @contextlib.contextmanager
@@ -97,7 +93,6 @@ def deb(folder: Path, binary: Binary, source: str, version: str, content: str = 
     (tree / "DEBIAN" / "control").write_text(
         f"Package: {binary.name}\n{of}Version: {own}\nArchitecture: {binary.architecture}\n"
         f"Maintainer: {PERSON}\nDescription: test\n"
-        + binary.fields
         + ("Package-Type: udeb\nSection: debian-installer\n" if binary.udeb else "")
     )
     ending = "udeb" if binary.udeb else "deb"

@@ -124,7 +124,7 @@ BAD_POCKET = [
     ("suite: x, tag_format: debian", "must hold {version} once"),
     ('suite: x, tag_format: "{version} {version}"', "must hold {version} once"),
     ('suite: x, version_suffix: "~x"', "must hold {timestamp}"),
-    ("suite: x, isolation: hope", "must be one of chroot, not 'hope'"),
+    ("suite: x, isolation: hope", "must be one of chroot, vm, not 'hope'"),
     ("suite: x, trust_domain: none", "no such domain"),
     ("suite: x, mirror: ftp://x", "not a URI"),
     ("suite: x, branhc: y", "unknown key 'branhc'"),
