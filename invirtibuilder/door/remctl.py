@@ -298,8 +298,10 @@ def _help(call: Call, args: Sequence[str]) -> int:
         print(CODES)
         return Exit.OK
     own = ", ".join(call.table.own(call.principal)) or "none"
-    for name, verb in VERBS.items():
-        print(f"build {f'{name} {verb.arguments}'.rstrip():<29} {verb.about}")
+    shown = {f"{name} {verb.arguments}".rstrip(): verb.about for name, verb in VERBS.items()}
+    width = max(map(len, shown))
+    for usage, about in shown.items():
+        print(f"build {usage:<{width}} {about}")
     print(f"You are {model.printable(call.principal)}. Your pockets: {own}")
     return Exit.OK
 
