@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from invirtibuilder.inside import export_orig, export_source
     from invirtibuilder.inside.export_base import (
         Refusal,
+        alone,
+        guard,
         refusal,
         run,
         say,
@@ -43,7 +45,16 @@ if TYPE_CHECKING:
 else:
     import export_orig
     import export_source
-    from export_base import Refusal, refusal, run, say, scratch_directory, shown
+    from export_base import (
+        Refusal,
+        alone,
+        guard,
+        refusal,
+        run,
+        say,
+        scratch_directory,
+        shown,
+    )
     from export_git import (
         LATEST,
         Node,
@@ -64,8 +75,8 @@ LOCAL = (b"debian/source/local-options", b"debian/source/local-patch-header")
 def main(work: Path) -> int:
     """Write the report; the exit code."""
     os.umask(0o022)
+    guard()
     out = work / "out"
-    out.mkdir(exist_ok=True)
     order = json.loads((work / "in/export.json").read_text())
     report: dict[str, Any] = {"ok": False, "reasons": [], "differences": [], "orig_from": {}}
     with scratch_directory(work) as scratch:
@@ -74,6 +85,8 @@ def main(work: Path) -> int:
             export(order, work / "in", scratch, out, report)
             report["ok"] = True
         except Refusal as error:
+            alone()
+            empty(out, scratch)
             report["reasons"] = [reason.as_json() for reason in error.reasons]
             for reason in error.reasons:
                 say(f"refused: {shown(reason.message)} [{reason.code}]")
@@ -104,17 +117,25 @@ def export(
     report["orig_from"] = {orig.name: orig.origin for orig in origs}
     stored = any(orig.origin == "store" for orig in origs)
     hint = export_source.WRITE_ONCE_HINT if stored else ""
+    alone()
     dsc = export_source.build(building, top, epoch, hint)
+    alone()
     expected = {name: str(report[name.lower()]) for name in ("Source", "Version", "Format")}
     export_source.check_dsc(dsc, building, expected, [orig.name for orig in origs])
     report["dsc"] = dsc.name
+    compared = {name: sha256 for name, (_, sha256) in dsc.files.items()}
+    compared[dsc.name] = file_digest(building / dsc.name)
 
     say("comparing the source package with the commit's tree")
     found = export_source.compare(building, dsc, tree, report["format"] == "3.0 (quilt)")
     if not found.faithful:
         raise export_source.unfaithful(found, hint)
     report["differences"] += found.allowed
+    alone()
+    empty(out, scratch)
     report["files"] = hand_out(building, [dsc.name, *sorted(dsc.files)], out)
+    if {file["name"]: file["sha256"] for file in report["files"]} != compared:
+        raise refusal("dpkg-source", "the source package changed while it was compared")
 
 
 def read_bundle(order: dict[str, Any], given: Path, scratch: Path) -> Repository:
@@ -216,6 +237,13 @@ def upstream_tarballs(
         upstream_tag=str(tag.get("name") or ""),
     )
     return export_orig.provide(repository, wanted, given / "orig", building)
+
+
+def empty(out: Path, scratch: Path) -> None:
+    """A directory with nothing in it that is not ours."""
+    if os.path.lexists(out):
+        out.rename(scratch / f"out-{len(os.listdir(scratch))}")
+    out.mkdir()
 
 
 def hand_out(building: Path, names: list[str], out: Path) -> list[dict[str, Any]]:
