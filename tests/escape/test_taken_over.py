@@ -14,9 +14,8 @@ from invirtibuilder.order import File, Limits, Order, ResultWriter, Room, write_
 from invirtibuilder.phases import export
 from invirtibuilder.phases.workshop import Workshop
 from invirtibuilder.sandbox.base import Base, BaseSpec
-from invirtibuilder.sandbox.contract import Bind
+from invirtibuilder.sandbox.contract import Bind, Sandbox
 from invirtibuilder.sandbox.ids import Ids, remove_tree
-from invirtibuilder.sandbox.userns import UserNamespace
 from tests.support.exporting import bundle
 from tests.support.packages import Repo
 from tests.support.sources import pristine
@@ -60,7 +59,7 @@ class TakenOver(Workshop):
 
     def sandbox(
         self, lowers: Sequence[Path], *, binds: Sequence[Bind] = (), **options: Any
-    ) -> UserNamespace:
+    ) -> Sandbox:
         return super().sandbox(lowers, binds=[*binds, *self.evil], **options)
 
 
