@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import shlex
 import signal
 import subprocess
@@ -140,14 +139,9 @@ def started_group(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A running process in a session of its own; its whole group is killed on leaving."""
 
-    def limits() -> None:
-        # A child that inherits a blocked or ignored signal is a child that cannot be ended.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        os.umask(0o022)
-        if file_limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-
     argv = list(args)
+    if file_limit is not None:
+        argv = ["prlimit", f"--fsize={file_limit}", "--", *argv]
     try:
         process = subprocess.Popen(
             argv,
@@ -158,7 +152,8 @@ def started_group(
             stderr=stderr,
             pass_fds=tuple(pass_fds),
             start_new_session=True,
-            preexec_fn=limits,
+            # No function before exec: that would be a fork of all of us, and unsafe with threads.
+            umask=0o022,
         )
     except OSError as error:
         raise _not_started(argv, error) from error

@@ -31,6 +31,7 @@ ATTEMPTS = 3
 """A lost attempt (no complete manifest) is tried again, this often in all."""
 
 POLL = 0.1
+"""Seconds, at most, between two looks whether a worker has ended."""
 
 GRACE = 30.0
 """Seconds that a worker has to end after a cancel; then it is no longer waited for."""
@@ -154,7 +155,8 @@ def _ended(context: Context, job: Job, attempt: Attempt, seconds: float) -> bool
     One that does not end, not even for a cancel, is told to and left behind: whatever it may
     still give back is of an attempt that nobody asks for.
     """
-    end = time.monotonic() + seconds
+    began = time.monotonic()
+    end = began + seconds
     told = False
     while attempt.running:
         if context.stopping():
@@ -163,9 +165,11 @@ def _ended(context: Context, job: Job, attempt: Attempt, seconds: float) -> bool
             attempt.stop()
             told = True
             end = min(end, time.monotonic() + GRACE)
-        if time.monotonic() > end:
+        now = time.monotonic()
+        if now > end:
             break
-        time.sleep(POLL)
+        # Looking costs little, and waiting adds little, of what the build takes anyway.
+        time.sleep(min(POLL, max(0.005, (now - began) / 50)))
     if job.cancel_asked:
         raise Cancelled(f"cancelled by {job.cancel_asked}")
     if attempt.running:
