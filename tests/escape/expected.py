@@ -14,6 +14,23 @@ from tests.escape.machine import SOURCE, has_ipv6, system_call
 ISOLATIONS: Mapping[str, frozenset[str]] = {"chroot": frozenset()}
 """Each isolation, with the probes that are left out there."""
 
+OWN_KERNEL = frozenset(
+    (
+        *("open_by_handle_at", "name_to_handle_at", "TIOCLINUX", "TIOCSETD", "cgroup namespace"),
+        *("ipc namespace", "user namespace", "uts namespace", "unshare users", "clone users"),
+        *("clone3 users", "uid of the worker", "gid of the worker", "/proc/kallsyms"),
+        *("/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/slabinfo"),
+        *("/proc/vmallocinfo", "/proc/kpagecount", "/proc/iomem", "/proc/sysrq-trigger"),
+        *("core_pattern", "/proc/sys/kernel/hostname", "drop_caches", "ip_forward"),
+        *("smp_affinity", "key of the session", "key by name", "add_key", "keyctl join"),
+        *("perf_event_open", "io_uring", "kcmp", "quotactl", "personality", "x32 calls"),
+        *("i386 calls", "raw socket", "packet socket", "other protocols"),
+        *("other netlink protocols", "no filter"),
+    )
+)
+"""What is the guest's own in a throw-away machine, and says nothing of the machine that it is on:
+its kernel's calls and files, its keys, and ids and namespaces that only have the same numbers."""
+
 ROW = re.compile(r'^\t\{"(.+?)", "(.+?)", \w+, (?:NULL|".*?"), ([A-Z_| 0]+)\},$', re.MULTILINE)
 
 
