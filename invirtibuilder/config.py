@@ -13,7 +13,7 @@ import yaml
 from invirtibuilder import configwords as words
 from invirtibuilder import model, yamlread
 from invirtibuilder.errors import Fault
-from invirtibuilder.order import Limits
+from invirtibuilder.order import CACHE_SIZE, LAYERS_SIZE, Limits
 from invirtibuilder.settings import (
     ACTIONS,
     DEFAULT_SUFFIX,
@@ -115,7 +115,7 @@ def _domains(value: Value, directory: Path) -> dict[str, Domain]:
     block = 1
     for name, entry in value.members().items():
         _checked(entry, name, model.POCKET, "trust domain")
-        keys = entry.record("socket", "directory")
+        keys = entry.record("socket", "directory", "cache_size", "layers_size")
         socket = None if keys["socket"].absent else directory / keys["socket"].text()
         if socket:
             _short(keys["socket"], socket)
@@ -124,6 +124,8 @@ def _domains(value: Value, directory: Path) -> dict[str, Domain]:
             socket=socket,
             directory=_path(keys["directory"], directory, directory / "work" / name),
             slots=range(0) if socket else range(block, block + 1),
+            cache_size=keys["cache_size"].size(CACHE_SIZE) or 0,
+            layers_size=keys["layers_size"].size(LAYERS_SIZE) or 0,
         )
         block += len(found[name].slots)
     directories = [domain.directory for domain in found.values()]
@@ -178,7 +180,7 @@ def _pocket(
         *("branch", "codename", "allow_backtracking", "allow_takeover", "isolation", "vm"),
         *("trust_domain", "build_profiles", "build_options", "limits", "packages", "acl"),
         *("tag_format", "version_suffix", "max_queued", "max_hourly", "signing"),
-        *("valid_for", "retention"),
+        *("valid_for", "retention", "archive_keyring"),
         required=("suite",),
     )
     domain = keys["trust_domain"].text(next(iter(domains)))
@@ -207,6 +209,7 @@ def _pocket(
         signing=signing
         if keys["signing"].absent
         else _signing(keys["signing"], base, signing.home),
+        archive_keyring=keys["archive_keyring"].boolean(False),
         acl=_acl(keys["acl"], base),
         tag_format=keys["tag_format"].text("debian/{version}", words.tag_format),
         suffix=keys["version_suffix"].text(DEFAULT_SUFFIX, words.suffix),

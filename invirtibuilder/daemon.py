@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 
 from inotify_simple import INotify, flags
 
-from invirtibuilder import acl, acltable, files, hosting, model, quotas
+from invirtibuilder import acl, acltable, files, hosting, keyring, model, quotas
 from invirtibuilder.answers import Answers
 from invirtibuilder.engine import ChildEngine, Engine, SocketEngine
 from invirtibuilder.errors import ConfigFault, Denied, Fault, MachineFault, Malformed, Refused
@@ -31,7 +31,7 @@ from invirtibuilder.spool import Entry, Request, Spool, local_principal
 from invirtibuilder.stages.base import refresh_base
 from invirtibuilder.stages.context import Context, Stopping, Wait
 from invirtibuilder.stages.transaction import recover
-from invirtibuilder.stages.validity import keep_valid
+from invirtibuilder.stages.validity import ensure_signed, keep_valid
 from invirtibuilder.states import State
 
 Log = Callable[[str], None]
@@ -117,12 +117,15 @@ class Daemon:
             signal.signal(number, lambda *_: self.stop())
         if os.geteuid() == 0:
             self.log("running as root: everything but the sandboxes is this one user's")
-        for engine in self._context.engines.values():
-            engine.check()
+        for name, engine in self._context.engines.items():
+            for weaker in engine.check():
+                self.log(f"worker of {name}: {weaker}")
         for pocket in self.site.pockets.values():
             hosting.ensure_pocket(self._context, pocket)
             if why := recover(self._context, pocket):
                 self.log(why)
+            if pocket.archive_keyring and (request := keyring.refresh(self._context, pocket)):
+                self._spool.put(request)
         for name, why in self._context.jobs.unreadable().items():
             self.log(f"job {name} cannot be read: {model.printable(why)[:300]}")
         answers = Answers(self.site.socket, self._context, self.trusted())
@@ -321,9 +324,13 @@ class Daemon:
             self._events.wait(min(seconds, SCAN))
 
     def _keep_valid(self, pocket: Pocket) -> None:
-        """Sign the pocket's publication again before it runs out, if it ever does."""
+        """Sign the pocket's publication again for other keys, and before it runs out, if ever."""
+        checked = False
         while not self._stop.is_set():
             try:
+                if not checked:
+                    ensure_signed(self._context, pocket)
+                    checked = True
                 due = keep_valid(self._context, pocket)
                 if due is None:
                     return

@@ -80,8 +80,8 @@ class Engine(Protocol):
         """Give the attempt to a worker. Raises Unavailable when there is none."""
         ...
 
-    def check(self) -> None:
-        """Raise a Fault when this machine cannot do orders; nothing degrades in silence."""
+    def check(self) -> list[str]:
+        """What is promised less of here than could be. Raises a Fault when no order can be done."""
         ...
 
 
@@ -115,11 +115,12 @@ class ChildEngine:
             self._argv += ["--slots", f"{slots[0]}-{slots[-1]}"]
         self._children: list[Detached] = []
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         try:
-            run([*self._argv, "--check"])
+            done = run([*self._argv, "--check"])
         except ProcessFault as fault:
             raise MachineFault(fault.done.err.decode("utf-8", "replace").strip()) from fault
+        return done.err.decode("utf-8", "replace").splitlines()
 
     def start(self, attempt: Attempt) -> None:
         # Nobody waits for a worker, its lock tells when it has ended; so reap the earlier ones.
@@ -142,8 +143,9 @@ class SocketEngine:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def check(self) -> None:
-        """The listener has checked its own account before it listens."""
+    def check(self) -> list[str]:
+        """Nothing: the listener checks its own account, and says what it found, when it starts."""
+        return []
 
     def start(self, attempt: Attempt) -> None:
         with ExitStack() as stack:

@@ -29,6 +29,7 @@ class Exit(IntEnum):
     REFUSED = 3  # a submission was refused, all reasons printed
     FAILED = 4  # the job ended without a publication
     CANCELLED = 5
+    DRIFT = 6  # fsck: git, the archive and the records differ
     USAGE = 64  # EX_USAGE
     DATA = 65  # EX_DATAERR: the input is malformed
     NO_INPUT = 66  # EX_NOINPUT: what was named does not exist

@@ -7,7 +7,7 @@ import importlib
 import os
 import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,6 +98,27 @@ def opened(path: Path) -> Iterator[Any]:
 def store(repo: Any, kind: str, data: bytes) -> str:
     """Write one object ("blob", "tree", "commit", "tag"), synced; its id."""
     return str(repo.odb.write(kind, data))
+
+
+def store_tree(repo: Any, blobs: Mapping[str, tuple[bytes, str]]) -> str:
+    """Write the trees of these files (path to mode and id), synced; the id of the whole."""
+    entries: dict[str, tuple[bytes, str]] = {}
+    below: dict[str, dict[str, tuple[bytes, str]]] = {}
+    for path, entry in blobs.items():
+        name, slash, rest = path.partition("/")
+        if slash:
+            below.setdefault(name, {})[rest] = entry
+        else:
+            entries[name] = entry
+    for name, inner in below.items():
+        entries[name] = (b"40000", store_tree(repo, inner))
+    # git sorts a directory as if its name ended in a slash.
+    order = sorted(entries, key=lambda name: name.encode() + b"/" * (name in below))
+    data = b"".join(
+        b"%s %s\0" % (entries[name][0], name.encode()) + bytes.fromhex(entries[name][1])
+        for name in order
+    )
+    return store(repo, "tree", data)
 
 
 def seconds(date: datetime) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -221,6 +221,32 @@ class Repository:
         )
         with gitobjects.opened(self.path) as repo:
             return gitobjects.store(repo, "tag", data.encode("utf-8", "backslashreplace"))
+
+    def write_commit(
+        self,
+        content: Mapping[str, bytes],
+        *,
+        executable: Collection[str] = (),
+        parent: str | None,
+        message: str,
+        name: str,
+        mail: str,
+        date: datetime,
+    ) -> str:
+        """Write a commit that has exactly these files, by path, and no ref for it; its id."""
+        who = gitobjects.identity(name, mail, date)
+        with gitobjects.opened(self.path) as repo:
+            blobs = {
+                path: (
+                    b"100755" if path in executable else b"100644",
+                    gitobjects.store(repo, "blob", data),
+                )
+                for path, data in content.items()
+            }
+            head = [f"tree {gitobjects.store_tree(repo, blobs)}"]
+            head += [f"parent {model.commit_id(parent)}"] if parent else []
+            text = "\n".join([*head, f"author {who}", f"committer {who}", "", message])
+            return gitobjects.store(repo, "commit", text.encode())
 
     def maintain(self) -> None:
         """Let git pack what has become many files; not while a publication is being made."""

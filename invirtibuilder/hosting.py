@@ -119,12 +119,19 @@ class Client:
         return note + lines + self.sources
 
 
-def client(site: Site, pocket: Pocket, *, at: str = "") -> Client:
-    """The stanzas of a pocket, with the site's armoured public key in them.
+def client(site: Site, pocket: Pocket, *, at: str = "", keyring: bool = False) -> Client:
+    """The stanzas of a pocket, with its armoured public keys in them.
 
-    `at` is a commit of the superproject or a date: the stanza is then of that state, for good.
-    Raises NotFound without a publication, and what `history.point` raises.
+    With `keyring` they name the file of the pocket's keyring package instead. `at` is a commit of
+    the superproject or a date: the stanza is then of that state, for good. Raises NotFound without
+    a publication or that package, and what `history.point` raises.
     """
+    if keyring and not pocket.archive_keyring:
+        raise NotFound(
+            f"pocket {pocket.name} keeps no keyring package",
+            hint=f"pockets: {pocket.name}: archive_keyring: true",
+            code="no-keyring",
+        )
     publications = archive(site, pocket).publications
     if publications.current() is None:
         raise NotFound(
@@ -141,7 +148,7 @@ def client(site: Site, pocket: Pocket, *, at: str = "") -> Client:
         uri,
         pocket.codename,
         pocket.components[:1],
-        public_key(site, pocket).read_bytes(),
+        pocket.keyring_file if keyring else public_key(site, pocket).read_bytes(),
         check_valid_until=not at,
     )
     preferences = functools.partial(

@@ -21,6 +21,8 @@ from invirtibuilder.errors import Blame, Malformed, Reason
 FORMAT = 1
 KIND = re.compile("export|build|base")
 MAX_JSON = 8 << 20
+CACHE_SIZE = 2 << 30
+LAYERS_SIZE = 8 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,8 @@ class Room:
     profiles: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    cache_size: int = CACHE_SIZE  # bytes of downloads that the worker keeps
+    layers_size: int = LAYERS_SIZE  # bytes of layers that each of its slots keeps
 
 
 @dataclass(frozen=True, kw_only=True)

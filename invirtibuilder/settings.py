@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from invirtibuilder import model
-from invirtibuilder.order import Limits
+from invirtibuilder.order import CACHE_SIZE, LAYERS_SIZE, Limits
 
 ACTIONS = ("submit", "promote", "rollback", "cancel", "read")
 EVENTS = ("submitted", "started", "failed", "published")
@@ -55,6 +55,8 @@ class Domain:
     socket: Path | None  # None: the worker runs as a child of the daemon
     directory: Path
     slots: range  # of a child: which blocks of the account's subordinate ids are its own
+    cache_size: int = CACHE_SIZE  # bytes of downloads
+    layers_size: int = LAYERS_SIZE  # bytes of layers in each slot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,7 @@ class Pocket:
     limits: Limits
     package_limits: Mapping[str, Limits]
     signing: Signing
+    archive_keyring: bool
     acl: Mapping[str, tuple[AclEntry, ...]]
     tag_format: str
     suffix: str
@@ -115,6 +118,16 @@ class Pocket:
     def tag(self, version: str) -> str:
         """The name of the tag for a version, as DEP-14 mangles it."""
         return self.tag_format.format(version=model.tag_version(version))
+
+    @property
+    def keyring(self) -> str:
+        """The name of the package with the pocket's keys."""
+        return f"{self.name}-archive-keyring"
+
+    @property
+    def keyring_file(self) -> str:
+        """Where that package has them."""
+        return f"/usr/share/keyrings/{self.keyring}.asc"
 
     def kept_ref(self, version: str) -> str:
         """The daemon's own ref that holds a published commit."""

@@ -26,6 +26,16 @@ TREE = 0o040000
 _TRAILER = re.compile(r"([A-Z][A-Za-z0-9-]*): (.*)")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """One commit of the superproject; `parent` is None for a branch's first."""
+
+    id: str
+    parent: str | None
+    date: datetime
+    trailers: Mapping[str, str]
+
+
 class Moved(Fault):
     """Somebody else moved the branch first."""
 
@@ -186,10 +196,38 @@ class Superproject:
     def trailers(self, commit: str) -> dict[str, str]:
         """The trailers of a commit, as they were given to `compose`."""
         with gitobjects.opened(self.path) as repo:
-            message = str(repo.commit(model.commit_id(commit)).message)
-        lines = message.rstrip("\n").rpartition("\n\n")[2].split("\n")
-        found = [_TRAILER.fullmatch(line) for line in lines]
-        return {m.group(1): decode(m.group(2)) for m in found if m}
+            return _trailers(str(repo.commit(model.commit_id(commit)).message))
+
+    def content(self, commit: str) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+        """Pins and records, by package, as this commit of the superproject has them."""
+        with gitobjects.opened(self.path) as repo:
+            root = _root(repo, model.commit_id(commit))
+            pins = _folder(root, repo, "packages").items()
+            records = _folder(root, repo, "records").items()
+            return (
+                {name: sha.hex() for name, (sha, mode) in pins if mode == GITLINK},
+                {name.removesuffix(".json"): _json(repo, sha) for name, (sha, _) in records},
+            )
+
+    def history(self, branch: str) -> list[Commit]:
+        """Every commit of a branch, newest first."""
+        name = gitcmd.ref_name(f"refs/heads/{branch}")
+        if gitcmd.read_ref(self.path, name) is None:
+            return []
+        done = git(self.path, "log", "-z", "--format=%H %P%n%ct%n%B", name, "--")
+        found = []
+        for text in filter(None, done.out.decode("utf-8", "replace").split("\0")):
+            head, seconds, message = text.split("\n", 2)
+            commit, _, parent = head.partition(" ")
+            found.append(
+                Commit(
+                    id=commit,
+                    parent=parent or None,
+                    date=datetime.fromtimestamp(int(seconds), UTC),
+                    trailers=_trailers(message),
+                )
+            )
+        return found
 
 
 _CONFIGURATION = """# Written by invirtibuilder; changes are lost.
@@ -212,6 +250,13 @@ echo >&2 'refused: nobody pushes to the superproject; use instead:'
 echo >&2 'invirtibuilder submit POCKET PACKAGE COMMIT'
 exit 1
 """
+
+
+def _trailers(message: str) -> dict[str, str]:
+    lines = message.rstrip("\n").rpartition("\n\n")[2].split("\n")
+    found = [_TRAILER.fullmatch(line) for line in lines]
+    return {m.group(1): decode(m.group(2)) for m in found if m}
+
 
 Entries = dict[str, tuple[bytes, int]]
 

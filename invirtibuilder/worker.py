@@ -27,7 +27,7 @@ from invirtibuilder.errors import DISK_FULL, Blame, Cancelled, Fault, MachineFau
 from invirtibuilder.order import Manifest, Order, ResultWriter, read_order
 from invirtibuilder.phases import build, export
 from invirtibuilder.phases.workshop import Workshop
-from invirtibuilder.sandbox.check import self_check
+from invirtibuilder.sandbox.check import MISSING, WEAKER, findings
 from invirtibuilder.sandbox.ids import Ids, remove_tree
 from invirtibuilder.sandbox.limits import Groups
 from invirtibuilder.sandbox.slots import taken
@@ -59,7 +59,7 @@ def work(
                     _workshop(directory, slots, order, content, log_fd, stop)
                 )
                 workshop.stage(f"order {order.kind} {order.attempt}")
-                for weaker in workshop.groups.lacking():
+                for weaker in workshop.groups.lacking().values():
                     workshop.stage(weaker)
                 workshop.check_room()
                 report = _KINDS[order.kind](workshop, writer)
@@ -194,7 +194,7 @@ def _workshop(
 
 def _clear(scratch: Path, ids: Ids) -> None:
     for tree in scratch.iterdir():
-        if tree.is_dir():
+        if tree.lstat().st_uid == ids.first_uid:
             remove_tree(ids, tree)
     files.remove_tree(scratch)
 
@@ -204,14 +204,24 @@ def _log(fd: int, text: str) -> None:
     os.write(fd, lines.encode())
 
 
+def check(directory: Path, slots: Sequence[int] = ()) -> None:
+    """Say on standard error what this machine promises less of. Raises MachineFault."""
+    found = findings(directory, slots)
+    problems = [str(f) for f in found if f.state == MISSING]
+    if problems:
+        raise MachineFault("\n".join(problems), code="self-check")
+    for finding in found:
+        if finding.state == WEAKER:
+            sys.stderr.write(f"{finding}\n")
+    sys.stderr.flush()
+
+
 def listen(path: Path, directory: Path, slots: Sequence[int] = ()) -> None:
     """Serve orders that arrive over a unix socket as descriptors, each in a process of its own.
 
     The socket's permissions say who may send orders. Ends with SIGTERM; running orders go on.
     """
-    problems = self_check(directory, slots)
-    if problems:
-        raise MachineFault("\n".join(problems))
+    check(directory, slots)
     path.unlink(missing_ok=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +55,17 @@ class Signer:
         if not done.out.startswith(b"-----BEGIN PGP SIGN"):
             raise MachineFault(f"gpg made no signature with {self.key}", code="signing-failed")
         return done.out
+
+    def signed(self, inrelease: bytes) -> bool:
+        """Whether these keys, each of them and no other, have signed an InRelease."""
+        argv = ("gpg", "--homedir", self.gnupghome, "--batch", "--no-tty", "--status-fd", "1")
+        done = run([*argv, "--verify"], stdin=inrelease, timeout=TIMEOUT, check=False)
+        # doc/DETAILS of GnuPG: the first field is the key's, the last its primary key's.
+        words = [line.split() for line in done.text.splitlines()]
+        valid = [{w[2], w[-1]} for w in words if w[:2] == ["[GNUPG:]", "VALIDSIG"]]
+        others = [w for w in words if w[1:2] in (["ERRSIG"], ["BADSIG"], ["EXPSIG"])]
+        wanted = set(self.keys)
+        return not others and wanted <= set().union(*valid) and all(v & wanted for v in valid)
 
     def public_key(self) -> bytes:
         """The public keys, armoured as one. Raises MachineFault when one is missing."""
@@ -153,3 +165,34 @@ def _explained(fault: ProcessFault, key: str, gnupghome: Path) -> MachineFault:
             code="key-locked",
         )
     return MachineFault(f"cannot sign with {key}: {fault}", code="signing-failed")
+
+
+def verified(key: bytes, signed: bytes, content: bytes | None = None) -> list[str]:
+    """Whose signatures these are: fingerprints of primary keys that are in `key` (armoured).
+
+    `signed` is an InRelease, or a Release.gpg of `content`. Nobody's when one of them is bad; a
+    key that `key` does not have is given by its id of 16 digits. Raises MachineFault when gpg
+    cannot be run.
+    """
+    with tempfile.TemporaryDirectory(prefix="invirtibuilder-verify.") as name:
+        folder = Path(name)
+        (folder / "signed").write_bytes(signed)
+        more = []
+        if content is not None:
+            (folder / "content").write_bytes(content)
+            more = [f"{name}/content"]
+        try:
+            binary = run(["gpg", "--homedir", name, "--batch", "--dearmor"], stdin=key, check=False)
+            if binary.code != 0:
+                return []
+            (folder / "keyring").write_bytes(binary.out)
+            argv = ["gpgv", "--status-fd", "1", "--homedir", name, "--keyring", f"{name}/keyring"]
+            done = run([*argv, f"{name}/signed", *more], check=False, timeout=TIMEOUT)
+        except ProcessFault as fault:
+            raise MachineFault(f"signatures cannot be verified: {fault}", code="gpgv") from fault
+    # doc/DETAILS of GnuPG; the last field of VALIDSIG is the primary key.
+    said = [line.split() for line in done.text.splitlines() if line.startswith("[GNUPG:] ")]
+    words = {line[1] for line in said}
+    if "BADSIG" in words or (done.code != 0 and "NO_PUBKEY" not in words):
+        return []
+    return [line[-1] for line in said if line[1] in ("VALIDSIG", "NO_PUBKEY")]

@@ -25,6 +25,8 @@ def sources(
 ) -> str:
     """A deb822 .sources stanza with the key in it (APT 2.3.10 and later, so Debian 12).
 
+    A path instead of a key is named as it is.
+
     `check_valid_until` is turned off for a fixed, old publication. Raises Malformed for a value
     that would break the stanza.
 
@@ -49,8 +51,11 @@ def sources(
         lines.append("Architectures: " + " ".join(_word(a) for a in architectures))
     if not check_valid_until:
         lines.append("Check-Valid-Until: no")
-    lines.append("Signed-By:")
-    lines += [f" {line.strip() or '.'}" for line in key.strip().splitlines()]
+    if key.startswith("/"):
+        lines.append(f"Signed-By: {_word(key)}")
+    else:
+        lines.append("Signed-By:")
+        lines += [f" {line.strip() or '.'}" for line in key.strip().splitlines()]
     return "\n".join(lines) + "\n"
 
 

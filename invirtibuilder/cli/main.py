@@ -18,6 +18,7 @@ from invirtibuilder.errors import Exit, Fault, Refused
 COMMANDS = {
     "init": "init.Init",
     "check-config": "checkconfig.CheckConfig",
+    "self-check": "selfcheck.SelfCheck",
     "daemon": "daemon.RunDaemon",
     "worker": "worker.Worker",
     "check": "check.Check",
@@ -33,6 +34,7 @@ COMMANDS = {
     "acl": "acl.Acl",
     "base": "base.Base",
     "key": "key.KeyCommand",
+    "fsck": "fsck.Fsck",
     "remote": "remote.Remote",
 }
 """Each subcommand's class. Only the one that is called is imported: `remote` on a laptop shall not

@@ -43,10 +43,16 @@ PAUSES = (1.0, 2.0, 5.0, 15.0, 30.0)
 """Seconds before each new try to follow a job after the connection was lost."""
 LOST = ("connection-lost", "no-connection", "time-out")
 """What may be over soon: other failures of a connection are there to stay."""
+NOT_YET = "not taken up yet"
+"""In place of a state, of a submission that waits in the queue."""
 PATIENCE = 10.0
 """Seconds in which the daemon takes a request up, as a rule."""
 
 POLL = 0.2
+"""Seconds before the first new look at a job; each look starts a program at the server."""
+LONGEST_POLL = 30.0
+NOOP = 5.0
+"""Seconds of waiting after which a word that starts nothing shows whether the server is there."""
 
 Take = Callable[[int, bytes], None]
 
@@ -261,27 +267,42 @@ def _followed(connection: Connection, job: str) -> int:
     """The log as it grows, then the job's status and its verdict as exit code."""
     started = time.monotonic()
     said = False
+    pause = POLL
     while True:
         told = _Copy(_nowhere)
         code = connection.command(_line("status", job), told)
-        if code == Exit.OK:
-            state = _state(told.text)
-            if state in EXITS:
-                _write(sys.stderr, told.out)
-                return EXITS[state]
+        state = _state(told.text) if code == Exit.OK else None
+        if state in EXITS:
+            _write(sys.stderr, told.out)
+            return EXITS[state]
+        if state:
             connection.command(_line("log", job, "follow"), _progress, silence=None)
-        elif code != Exit.NO_INPUT:
+            pause = POLL
+        elif code not in (Exit.OK, Exit.NO_INPUT):
             _write(sys.stderr, told.err)
             return code
         elif not said and time.monotonic() - started > PATIENCE:
             say("waiting for the daemon to take the request up")
             said = True
-        time.sleep(POLL)
+        _wait(connection, pause)
+        pause = min(2 * pause, LONGEST_POLL)
 
 
-def _state(status: str) -> State:
-    """The state in what `status JOB` prints. Raises Malformed."""
-    found = re.search(r"^state +([a-z]+)\b", status, re.MULTILINE)
-    if not found or found[1] not in list(State):
+def _wait(connection: Connection, seconds: float) -> None:
+    """Pause, and notice a server that has gone meanwhile."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, NOOP))
+        if left > NOOP:
+            connection.noop()
+
+
+def _state(status: str) -> State | None:
+    """The state in what `status JOB` prints; None before the daemon has it. Raises Malformed."""
+    found = re.search(r"^state +(.*)$", status, re.MULTILINE)
+    if found and found[1] == NOT_YET:
+        return None
+    word = found[1].split(" ")[0] if found else ""
+    if word not in list(State):
         raise Malformed("the server's `status` shows no state of a job", code="bad-status")
-    return State(found[1])
+    return State(word)

@@ -30,10 +30,16 @@ class Sources(Command):
             metavar="WHEN",
             help="the pocket as it was then, by a commit of the superproject or a date (UTC)",
         )
+        parser.add_argument(
+            "--keyring",
+            action="store_true",
+            help="name the file of the package POCKET-archive-keyring, instead of the keys",
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         site = load_site(args)
-        client = hosting.client(site, the_pocket(site, args.pocket), at=args.at or "")
+        pocket = the_pocket(site, args.pocket)
+        client = hosting.client(site, pocket, at=args.at or "", keyring=args.keyring)
         text = client.sources if args.at else client.text
         if args.preferences:
             text = client.preferences

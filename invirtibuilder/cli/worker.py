@@ -11,7 +11,6 @@ from invirtibuilder import worker
 from invirtibuilder.cli.command import Command
 from invirtibuilder.errors import Exit, MachineFault
 from invirtibuilder.sandbox import slots
-from invirtibuilder.sandbox.check import self_check
 
 
 class Worker(Command):
@@ -45,9 +44,7 @@ class Worker(Command):
     def run(self, args: argparse.Namespace) -> int:
         args.directory.mkdir(parents=True, exist_ok=True, mode=0o711)
         if args.check:
-            problems = self_check(args.directory, args.slots)
-            if problems:
-                raise MachineFault("\n".join(problems), code="self-check")
+            worker.check(args.directory, args.slots)
             return 0
         if args.listen:
             worker.listen(args.listen, args.directory, args.slots)

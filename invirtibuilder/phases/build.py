@@ -28,7 +28,7 @@ def do(workshop: Workshop, writer: ResultWriter) -> dict[str, Any]:
     workshop.stage("build: unpack the order")
     tree = workshop.tree("build")
     workshop.receive([base.root], tree)
-    resolved = resolve(workshop, base, tree, dsc)
+    resolved = resolve(workshop, base, dsc)
     with installed(workshop, base, resolved) as lowers:
         workshop.stage("build: unpack the source")
         sandbox = workshop.sandbox(
@@ -55,13 +55,13 @@ def do(workshop: Workshop, writer: ResultWriter) -> dict[str, Any]:
         )
     workshop.stage("build: collect")
     tools = (base.tools, base.root)
-    programs = workshop.programs(tools)
+    programs = workshop.programs()
     report = collect(workshop, tools, programs, tree, "binary", ARTIFACT, writer)
     if problems := report.get("problems"):
         raise PackageFault(f"unacceptable artifacts: {problems}"[:2000], code="bad-artifacts")
     if not any(f.name.endswith("deb") for f in writer.files):
         raise PackageFault("the build made no binary package", code="no-artifacts")
-    return {**report, "dependencies": dict(resolved.sha256)}
+    return {**report, "dependencies": {p.name: p.sha256 for p in resolved.packages}}
 
 
 class Broken(PackageFault):

@@ -34,7 +34,7 @@ def do(workshop: Workshop, writer: ResultWriter) -> dict[str, Any]:
     base = workshop.base()
     lowers = (base.tools, base.root)
     workshop.stage("export: unpack the bundle")
-    programs = workshop.programs(lowers)
+    programs = workshop.programs()
     tree = workshop.tree("export")
     workshop.receive(lowers, tree)
     workshop.stage("export: make the source package")

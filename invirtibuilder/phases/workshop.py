@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO
 
-from invirtibuilder import inside, model, tarsafe
-from invirtibuilder.errors import Fault, PackageFault
+from invirtibuilder import files, inside, model, tarsafe
+from invirtibuilder.errors import Fault, Malformed, PackageFault
 from invirtibuilder.order import Limits as PocketLimits
 from invirtibuilder.order import Order
 from invirtibuilder.phases.verdicts import full, judge
@@ -95,7 +95,15 @@ class Workshop:
         base = self.base()
         store = self.directory / "layers"
         kit = self.held.enter_context(
-            kit_of(base, self._spec, store, self.ids, log=self.log_fd, say=self.stage)
+            kit_of(
+                base,
+                self._spec,
+                store,
+                self.ids,
+                most=self.order.room.layers_size,
+                log=self.log_fd,
+                say=self.stage,
+            )
         )
         hardware = Hardware(base=base, kit=kit, place=self.scratch)
         hardware = with_accelerator(
@@ -241,30 +249,30 @@ class Workshop:
         argv = ["/bin/sh", "-ec", RECEIVE, "receive", "/mnt"]
         self.run(room, argv, user="root", stdin=self.content.fileno(), what="unpacking the order")
 
-    def filled(self, lowers: Sequence[Path], name: str, content: Mapping[str, bytes]) -> Path:
-        """A new scratch tree with these files, unpacked inside a sandbox."""
-        tree = self.tree(name)
-        packed = self.scratch / f"{name}.tar"
-        with packed.open("w+b") as stream:
-            writer = tarsafe.Writer(stream)
-            for path, data in sorted(content.items()):
-                writer.add_bytes(path, data)
-            writer.close()
-            stream.flush()
-            os.lseek(stream.fileno(), 0, os.SEEK_SET)
-            room = self.sandbox(
-                lowers,
-                binds=[Bind(source=tree, target="/mnt", writable=True)],
-                trusted=True,
-                native=True,
-            )
-            argv = ["tar", "-xf", "-", "-C", "/mnt"]
-            self.run(room, argv, user="root", stdin=stream.fileno(), what=f"unpacking {name}")
-        packed.unlink()
+    def member(self, name: str, limit: int) -> bytes:
+        """A member of the order, of at most `limit` bytes. Raises Malformed."""
+        # A buffer of its own: sandboxes have moved the offset that the other one goes by.
+        with open(self.content.fileno(), "rb", closefd=False) as stream:
+            stream.seek(0)
+            for found, size, content in tarsafe.members(stream, tarsafe.Limits()):
+                if found == name and size <= limit:
+                    return content.read()
+        raise Malformed(f"the order has no {name} of at most {limit} bytes")
+
+    def filled(self, name: str, content: Mapping[str, bytes]) -> Path:
+        """A new scratch directory with these files, which a sandbox can read but not write."""
+        tree = self.scratch / name
+        for path, data in content.items():
+            file = files.contained(tree, path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+            file.chmod(0o644)
+            for folder in file.relative_to(self.scratch).parents[:-1]:
+                (self.scratch / folder).chmod(0o755)
         return tree
 
-    def programs(self, lowers: Sequence[Path]) -> Bind:
+    def programs(self) -> Bind:
         """Our own programs for inside, as a read-only directory at /inside."""
         source = Path(inside.__file__).parent
         programs = {p.name: p.read_bytes() for p in source.glob("*.py")}
-        return Bind(source=self.filled(lowers, "inside", programs), target="/inside")
+        return Bind(source=self.filled("inside", programs), target="/inside")

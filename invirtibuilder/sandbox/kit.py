@@ -49,12 +49,19 @@ _PARTS = " ".join((guest.INIT, *guest.MODULES, ASSEMBLE, *PACKAGES, KERNEL))
 
 @contextmanager
 def kit_of(
-    base: Base, spec: BaseSpec, store: Path, ids: Ids, *, log: int, say: Callable[[str], None]
+    base: Base,
+    spec: BaseSpec,
+    store: Path,
+    ids: Ids,
+    *,
+    most: int,
+    log: int,
+    say: Callable[[str], None],
 ) -> Iterator[Path]:
     """The tree over this base's root with qemu and /machine/{vmlinuz,initrd.gz,base.ext4}.
 
-    It is a layer, made by the first who asks and held while the block runs. Raises RoomFault when
-    it cannot be made.
+    It is a layer, made by the first who asks and held while the block runs; `most` is what all
+    layers may take. Raises RoomFault when it cannot be made.
     """
     # Another program than this one finds it only if it would make the same.
     name = layers.key(f"{base.digest} machine {_PARTS}", (), ())
@@ -65,21 +72,23 @@ def kit_of(
     with files.locked(store / ".machine.lock"), layers.held(store, name) as kit:
         if kit is None:
             say("machine: qemu and a kernel for it come from the mirror, which takes a minute")
-            _make(base, spec, store, name, ids, log)
+            _make(base, spec, store, name, ids, most, log)
     with layers.held(store, name) as kit:
         if kit is None:
             raise RoomFault("the machine's layer is gone", code="no-machine")
         yield kit
 
 
-def _make(base: Base, spec: BaseSpec, store: Path, name: str, ids: Ids, log: int) -> None:
+def _make(
+    base: Base, spec: BaseSpec, store: Path, name: str, ids: Ids, most: int, log: int
+) -> None:
     if spec.architecture != ARCHITECTURE:
         raise RoomFault(
             f"isolation `vm` is for {ARCHITECTURE} only, not for {spec.architecture}",
             code="no-machine",
         )
     disk = f"{' '.join(DISK)} -d /base base.ext4 ${{size}}k"
-    with layers.made(store, name, ids) as tree:
+    with layers.made(store, name, ids, most=most) as tree:
         init = tree.parent / "init"
         init.write_text(guest.INIT)
         with_apt(

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from invirtibuilder import files
 from invirtibuilder.run import run
-from invirtibuilder.sandbox.ids import Ids, make_tree, remove_tree
+from invirtibuilder.sandbox.ids import Ids, make_tree, remove_tree, tree_size
 from invirtibuilder.sandbox.userns import upper_of
 
-KEPT = 24
-"""Layers kept beyond those in use; the least recently used go first."""
+SIZE = "size"
+"""Beside a layer: how many bytes it takes on disk."""
 
 
 def key(base: str, packages: Iterable[str], profiles: Iterable[str]) -> str:
@@ -48,27 +48,32 @@ def held(store: Path, name: str) -> Iterator[Path | None]:
 
 
 @contextmanager
-def made(store: Path, name: str, ids: Ids) -> Iterator[Path]:
-    """A scratch tree to install into; it becomes the layer when the block ends well."""
+def made(store: Path, name: str, ids: Ids, *, most: int) -> Iterator[Path]:
+    """A scratch tree to install into; it becomes the layer when the block ends well.
+
+    Then the least recently used layers beyond `most` bytes are removed, but those in use.
+    """
     beside = Path(tempfile.mkdtemp(prefix=".new-", dir=store))
     beside.chmod(0o711)
     try:
         with files.locked(beside / "lock"):
             make_tree(ids, beside / "tree")
             yield beside / "tree"
+            (beside / SIZE).write_text(f"{tree_size(ids, beside / 'tree')}\n")
             # The tree is not ours to open: the whole file system is synced (syncfs(2)).
             run(["sync", "--file-system", beside])
             # Another worker may have been faster: its layer holds the same.
             with suppress(OSError):
                 beside.rename(store / name)
+            # While this one is held: it is in use.
+            collect(store, ids, most=most)
     finally:
         if beside.exists():
             discard(beside, ids)
-    collect(store, ids)
 
 
-def collect(store: Path, ids: Ids) -> None:
-    """Remove what was left half-made, and the least recently used layers beyond KEPT."""
+def collect(store: Path, ids: Ids, *, most: int) -> None:
+    """Remove what was left half-made, and the least recently used layers beyond `most` bytes."""
     for leftover in store.glob(".new-*"):
         _discard_free(leftover, ids)
     layers = sorted(
@@ -76,8 +81,18 @@ def collect(store: Path, ids: Ids) -> None:
         key=lambda p: (p / "lock").stat().st_mtime,
         reverse=True,
     )
-    for layer in layers[KEPT:]:
-        _discard_free(layer, ids)
+    total = 0
+    for layer in layers:
+        total += _size(layer, most)
+        if total > most:
+            _discard_free(layer, ids)
+
+
+def _size(layer: Path, unknown: int) -> int:
+    try:
+        return int((layer / SIZE).read_text())
+    except (FileNotFoundError, ValueError):
+        return unknown
 
 
 def _discard_free(layer: Path, ids: Ids) -> None:

@@ -76,13 +76,13 @@ class Groups:
                     places[resource] = own[controller]
         return cls(places=places, why="; ".join(dict.fromkeys(whys)) or "no control groups")
 
-    def lacking(self) -> list[str]:
-        """What cannot be bound for all processes together, a line each; empty when all can."""
-        return [
-            f"the limit on {resource} is enforced {WEAKER[resource]}: {self.why}"
+    def lacking(self) -> dict[str, str]:
+        """What cannot be bound for all processes together, with a line that says what holds."""
+        return {
+            resource: f"the limit on {resource} is enforced {WEAKER[resource]}: {self.why}"
             for resource in RESOURCES
             if resource not in self.places
-        ]
+        }
 
     def make(self, *, memory: int | None, processes: int | None, cpu: bool) -> Group:
         """A group for one run that bounds what is given and accounts CPU time if `cpu`.

@@ -131,23 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.close_connection = True
 
-    def _target(self) -> tuple[http.client.HTTPConnection, str] | None:
-        """The connection for what is asked for and the path, if it is allowed."""
-        try:
-            url = urlsplit(self.path)
-            host, port = url.hostname or "", url.port or 80
-        except ValueError:
-            return None
-        if url.scheme != "http" or url.username is not None:
-            return None
-        for name, number, scheme in self.allowed:
-            if (name.lower(), number) == (host, port):
-                path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-                return _connection(name, number, scheme), path
-        return None
-
     def _pass_on(self) -> None:
-        target = self._target()
+        target = reached(self.path, self.allowed)
         if target is None:
             self._refuse(403, "not a configured mirror")
             return
@@ -176,6 +161,27 @@ class _Handler(BaseHTTPRequestHandler):
         except (OSError, http.client.HTTPException):
             # Content-Length tells the client that this is not all.
             self.close_connection = True
+
+
+def reached(
+    uri: str, allowed: frozenset[tuple[str, int, str]]
+) -> tuple[http.client.HTTPConnection, str] | None:
+    """A connection, not open yet, to the host of a `http:` URI, and the path to ask it for.
+
+    None for what is not allowed; see `contract.Proxy`.
+    """
+    try:
+        url = urlsplit(uri)
+        host, port = url.hostname or "", url.port or 80
+    except ValueError:
+        return None
+    if url.scheme != "http" or url.username is not None:
+        return None
+    for name, number, scheme in allowed:
+        if (name.lower(), number) == (host, port):
+            path = (url.path or "/") + (f"?{url.query}" if url.query else "")
+            return _connection(name, number, scheme), path
+    return None
 
 
 def _connection(host: str, port: int, scheme: str) -> http.client.HTTPConnection:

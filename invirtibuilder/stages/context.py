@@ -130,6 +130,8 @@ class Context:
             profiles=pocket.profiles,
             options=pocket.options,
             limits=pocket.limits_of(package),
+            cache_size=self.site.domains[pocket.domain].cache_size,
+            layers_size=self.site.domains[pocket.domain].layers_size,
         )
 
 

@@ -1,12 +1,35 @@
-"""What is published is signed again before it runs out, where `valid_for` is set."""
+"""What is published is signed again: before it runs out, where `valid_for` is set; by new keys."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
+from invirtibuilder import files
+from invirtibuilder.apt.publications import RELEASE_LIMIT
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Archive, Context
 from invirtibuilder.stages.transaction import settled
+
+
+def ensure_signed(context: Context, pocket: Pocket) -> None:
+    """Publish the same content anew when others than the pocket's keys have signed it.
+
+    So a client that knows the new keys only need not wait for the next package. Raises Wait, and
+    what signing raises.
+    """
+    if not _signed(context, pocket, context.archive(pocket)):
+        with settled(context, pocket) as archive:
+            if not _signed(context, pocket, archive):
+                _sign_again(context, pocket, archive)
+
+
+def _signed(context: Context, pocket: Pocket, archive: Archive) -> bool:
+    current = archive.publications.current()
+    if current is None:
+        return True
+    dist = archive.publications.path(current) / "dists" / pocket.codename
+    inrelease = files.read_capped(dist / "InRelease", limit=RELEASE_LIMIT)
+    return context.signer(pocket).signed(inrelease)
 
 
 def keep_valid(context: Context, pocket: Pocket) -> float | None:

@@ -15,7 +15,7 @@ import pytest
 
 from invirtibuilder.run import Done, run, started_group
 from tests.support import sshd
-from tests.support.doors import ALICE, BOB, CAROL, CONF, USER, Door, installed
+from tests.support.doors import ALICE, BOB, CAROL, CONF, USER, Door, followers, installed
 from tests.support.place import until
 from tests.support.sshd import Sshd
 
@@ -153,6 +153,16 @@ def test_keys_in_a_file_of_sshds(door: Door, tmp_path: Path) -> None:
             done = ssh(who, "build submit dev greet main")
             assert (done.code, done.out) == (255, b"")
         assert b"Permission denied (publickey)" in done.err
+        # A log that is followed ends with the caller.
+        with door.worker.held("build") as held:
+            job = ssh(ALICE, "build submit dev greet main").text
+            held.wait()
+            argv, env = ssh.argv(ALICE, ())
+            with started_group([*argv, f"build log {job} follow"], env=env) as client:
+                until(lambda: followers(job), "nobody follows")
+                client.kill()
+                client.wait()
+                until(lambda: not followers(job), "it follows for ever")
 
 
 @pytest.mark.root

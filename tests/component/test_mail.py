@@ -5,7 +5,6 @@ from __future__ import annotations
 import email
 import email.policy
 import socket
-import ssl
 from collections.abc import Callable, Iterator
 from email.message import EmailMessage
 from pathlib import Path
@@ -15,8 +14,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-from invirtibuilder.run import run
-from tests.support.hookscripts import JOB, call, event
+from tests.support.hookscripts import JOB, call, certified, event
 
 HOSTILE = [
     "x\nBcc: eve@evil.org",
@@ -378,24 +376,9 @@ def test_a_server_that_does_not_answer_is_tried_again() -> None:
 
 
 def test_starttls_is_checked_before_a_word_is_said(tmp_path: Path) -> None:
-    key, cert, password = tmp_path / "key.pem", tmp_path / "cert.pem", tmp_path / "password"
+    password = tmp_path / "password"
     password.write_text("correct horse\n")
-    run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-        ]
-        + ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
-        + ["-keyout", key, "-out", cert]
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
+    cert, context = certified(tmp_path)
     server = Server(tls_context=context, require_starttls=True)
     try:
         env = server.env | {"SMTP_USER": "builder", "SMTP_PASSWORD_FILE": str(password)}

@@ -358,7 +358,7 @@ def test_a_layer_whose_removal_was_cut_off_can_be_made_again(
     tmp_path.chmod(0o755)
 
     def make() -> None:
-        with layers.made(tmp_path, "name", ids) as tree:
+        with layers.made(tmp_path, "name", ids, most=1 << 30) as tree:
             upper_of(tree).mkdir(parents=True)
 
     make()
@@ -369,6 +369,6 @@ def test_a_layer_whose_removal_was_cut_off_can_be_made_again(
     make()
     with layers.held(tmp_path, "name") as layer:
         assert layer
-    layers.collect(tmp_path, ids)
+    layers.collect(tmp_path, ids, most=1 << 30)
     assert [path.name for path in tmp_path.iterdir()] == ["name"]
     layers.discard(tmp_path / "name", ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import time
@@ -13,7 +12,7 @@ import pytest
 from invirtibuilder.run import run, started_group
 from tests.support import packages
 from tests.support import place as places
-from tests.support.doors import ALICE, BOB, CAROL, Door, direct, installed, prepare
+from tests.support.doors import ALICE, BOB, CAROL, Door, direct, followers, installed, prepare
 from tests.support.kdc import remctl
 from tests.support.place import until
 
@@ -132,17 +131,6 @@ def test_cancel_and_retry(door: Door) -> None:
         door.place.ended(theirs)
 
 
-def followers(job: str) -> list[int]:
-    """Programs that follow this job now."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = path.read_bytes().split(b"\0")
-            if job.encode() in words and b"follow" in words and b"-IS" in words:
-                found.append(int(path.parent.name))
-    return found
-
-
 def test_follow_ends_with_the_job_or_the_caller(door: Door) -> None:
     env = door.realm.of("alice")
     # Into a file, remctl itself would keep everything until its end.
@@ -248,6 +236,16 @@ def test_no_table_and_a_stale_one(door: Door, tmp_path: Path) -> None:
     # Another pocket is not touched by it.
     assert direct(door.place, ALICE, "acl", "staging", folder=tmp_path).code == 0
     assert door.known == before
+
+
+def test_a_program_that_does_not_find_its_code(door: Door, tmp_path: Path) -> None:
+    """1 is remctl's own code for no ticket."""
+    text = (installed(door.place) / "build").read_text()
+    (tmp_path / "build").write_text(re.sub("(?m)^CODE = .*", "CODE = '/nonexistent'", text))
+    (tmp_path / "build").chmod(0o755)
+    done = direct(door.place, ALICE, "queue", folder=tmp_path)
+    assert done.code == 71
+    assert done.err.startswith(f"error: CODE in {tmp_path}/build is wrong: ".encode())
 
 
 def test_with_the_daemon_down(tmp_path: Path) -> None:

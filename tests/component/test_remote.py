@@ -6,26 +6,27 @@ import contextlib
 import hashlib
 import json
 import os
-import pwd
 import socket
 import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gssapi
 import pytest
 
 from invirtibuilder import remctl
+from invirtibuilder.cli import remote as cli
 from invirtibuilder.cli.remote import VERBS, resolved
 from invirtibuilder.door import remctl as door
 from invirtibuilder.errors import Denied, Fault, MachineFault, NotFound, Refused, Unavailable
 from invirtibuilder.remctl import Connection
-from invirtibuilder.run import Done, run
-from tests.support import packages
+from invirtibuilder.run import Done, run, started_group
+from tests.support import doors, packages
 from tests.support import place as places
 from tests.support.gitwork import Work
 from tests.support.kdc import Realm, free_port, remctld, shifted
@@ -596,32 +597,67 @@ def test_other_commands_do_without_gssapi(tmp_path: Path) -> None:
     assert run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}).code == 0
 
 
-DOOR = """#!/usr/bin/python3 -IS
-import sys
-sys.path.insert(0, {code!r})
-from invirtibuilder.door.remctl import main
-sys.exit(main({table!r}))
-"""
+@pytest.mark.usefixtures("alice")
+def test_waiting_costs_the_server_little(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the daemon does not take a job up: looks that grow rarer, and NOOPs in between."""
+    said: list[str] = []
+
+    class Recording(Connection):
+        def noop(self) -> bool:
+            said.append("noop")
+            if len(said) > 30:
+                (site.folder / "state").write_text("published")
+            return super().noop()
+
+        def command(self, args: Sequence[bytes], *rest: Any, **options: Any) -> int:
+            said.append(args[1].decode())
+            return super().command(args, *rest, **options)
+
+    monkeypatch.setattr(cli, "POLL", 0.01)
+    monkeypatch.setattr(cli, "NOOP", 0.015)
+    (site.folder / "state").write_text("not taken up yet\nx")
+    (site.folder / "status").touch()
+    with Recording("localhost", site.port) as connection:
+        assert cli._followed(connection, JOB) == 0
+    assert said[:2] == [said[-1], "status"] == ["status", "status"]
+    assert said.count("status") < said.count("noop")
+    assert "log" not in said
+
+
+def test_a_submission_waits_for_the_daemon(realm: Realm, tmp_path: Path) -> None:
+    """With the real door: submitted while the daemon is down, followed when it is there."""
+    with places.canned() as (place, _):
+        doors.prepare(place)
+        place.package(packages.native(tmp_path / "greet"))
+        place.cli("acl", "compile", check=True)
+        err = tmp_path / "err"
+        with (
+            remctld(realm, doors.installed(place) / "conf") as port,
+            err.open("wb") as file,
+        ):
+            argv = [sys.executable, "-m", "invirtibuilder", "remote", "--port", str(port)]
+            argv += ["localhost", "submit", "dev", "greet", "main", "--no-check", "--wait"]
+            env = {**realm.of("alice"), "PYTHONPATH": str(ROOT)}
+            with started_group(argv, env=env, cwd=tmp_path, stderr=file) as client:
+                places.until(lambda: b"accepted, but not checked yet" in err.read_bytes())
+                with place.daemon():
+                    assert client.wait(60) == 0, err.read_text()
+        assert "\nstate      published since" in err.read_text()
 
 
 def test_from_a_clone_to_the_publication_through_the_real_door(
     realm: Realm, tmp_path: Path
 ) -> None:
     repo = packages.native(tmp_path / "greet")
-    user = pwd.getpwuid(os.geteuid()).pw_name
     with places.canned() as (place, _):
-        place.edit("  name: test\n", f"  name: test\n  doors: [{user}]\n")
+        place.edit("  name: test\n", f"  name: test\n  doors: [{doors.USER}]\n")
         place.edit(f"[{places.ME}]", f"[{realm.principal('alice')}]")
         place.package(repo)
-        table = place.directory / "run/door.json"
-        program = tmp_path / "build"
-        program.write_text(DOOR.format(code=str(ROOT), table=str(table)))
-        program.chmod(0o755)
-        (tmp_path / "conf").write_text(f"build ALL {program} ANYUSER\n")
         work = tmp_path / "clone"
         run(["git", "clone", "--quiet", place.site.package_repository("greet"), work])
-        with place.daemon(), remctld(realm, tmp_path / "conf") as port:
-            places.until(table.exists)
+        submitters = place.directory / "run/submitters"
+        with place.daemon(), remctld(realm, doors.installed(place) / "conf") as port:
+            places.until(lambda: submitters.exists() and submitters.read_text())
             site = Site(folder=tmp_path, port=port, env=realm.of("alice"))
             done = site.remote("submit", "dev", "greet", "HEAD", "--wait", cwd=work)
             assert done.code == 0, done.err.decode()

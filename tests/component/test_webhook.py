@@ -7,7 +7,6 @@ import hmac
 import http.server
 import json
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from invirtibuilder.run import run
-from tests.support.hookscripts import JOB, call, event
+from tests.support.hookscripts import JOB, call, certified, event
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -135,23 +133,7 @@ def test_a_hostile_id_stays_in_its_header(server: Server) -> None:
 
 
 def test_https_is_checked(server: Server, tmp_path: Path) -> None:
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-        ]
-        + ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
-        + ["-keyout", key, "-out", cert]
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
+    cert, context = certified(tmp_path)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     server.scheme = "https"
     done = call("webhook", event(), {"WEBHOOK_URL": server.url})

@@ -116,7 +116,7 @@ def carry_out(work: Path, path: Path, into: Path) -> Order:
         sys.exit(f"{order.kind} failed: {fault}")
     finally:
         for tree in scratch.iterdir():
-            if tree.is_dir():
+            if tree.lstat().st_uid == ids.first_uid:
                 remove_tree(ids, tree)
     read_result(result, into, order)
     return order

@@ -60,7 +60,7 @@ def collected(workshop: Workshop, base: Base, program: str) -> tuple[list[str], 
     workshop.run(room, ["sh", "-ec", DEB + program], cwd="/build")
     stream = io.BytesIO()
     writer = ResultWriter(stream)
-    programs = workshop.programs(tools)
+    programs = workshop.programs()
     report = collect(workshop, tools, programs, tree, "binary", ARTIFACT, writer)
     assert not (workshop.scratch / "collected.tar").exists()
     return [file.name for file in writer.files], report

@@ -18,7 +18,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "site": ("settings", "configwords", "config", "entries", "spool", "joblog", "jobs"),
     "adapters": ("acl", "gitrepo", "superproject", "debsource", "debchanges", "gbpconf")
     + ("apt.*", "hooks", "engine", "remctl"),
-    "line": ("stages.*", "pipeline", "hosting", "acltable", "quotas", "answers", "daemon"),
+    "line": ("stages.*", "pipeline", "hosting", "fsck.*", "keyring", "acltable", "quotas")
+    + ("answers", "daemon"),
     "work": ("sandbox.*", "phases.*", "worker"),
     "entry": ("door.*", "cli.*", "__main__"),
     "inside": ("inside.*",),
@@ -45,7 +46,7 @@ EXCEPTIONS = {
 # Few modules know a foreign library; none of ours is in the list of the door programs.
 FOREIGN = {
     "yaml": {"yamlread", "config"},
-    "debian": {"apt.publications", "apt.reprepro", "debsource", "sandbox.sources"},
+    "debian": {"apt.publications", "apt.reprepro", "debsource"},
     "inotify_simple": {"daemon"},
     "seccomp": {"sandbox.kernel", "sandbox.seccomp_filter"},
     "gssapi": {"remctl"},

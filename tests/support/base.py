@@ -21,6 +21,7 @@ from invirtibuilder.run import run
 from invirtibuilder.sandbox.base import Base, BaseSpec, make_base
 from invirtibuilder.sandbox.contract import Bind, Command, Limits, Outcome, Proxy, never
 from invirtibuilder.sandbox.ids import Ids, make_tree, remove_tree
+from invirtibuilder.sandbox.layers import discard
 from invirtibuilder.sandbox.limits import Groups
 from invirtibuilder.sandbox.userns import UserNamespace
 
@@ -59,7 +60,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if directory := config.stash.get(OWN, None):
         del os.environ[KEPT]
         if any(directory.iterdir()):
-            remove_bases(Ids.of_user(), directory)
+            ids = Ids.of_user()
+            for made in (*directory.glob("layers/*"), *directory.glob("lists/*")):
+                discard(made, ids)
+            remove_bases(ids, directory)
         else:
             directory.rmdir()
 

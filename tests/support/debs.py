@@ -21,12 +21,16 @@ PERSON = "Ada Test <ada@example.org>"
 
 @dataclass(frozen=True, kw_only=True)
 class Binary:
-    """A binary package of an upload; its version is the source's unless given."""
+    """A binary package of an upload; its version is the source's unless given.
+
+    `fields` are further lines of its control file.
+    """
 
     name: str
     architecture: str = "all"
     udeb: bool = False
     version: str = ""
+    fields: str = ""
 
 
 @contextlib.contextmanager
@@ -93,6 +97,7 @@ def deb(folder: Path, binary: Binary, source: str, version: str, content: str = 
     (tree / "DEBIAN" / "control").write_text(
         f"Package: {binary.name}\n{of}Version: {own}\nArchitecture: {binary.architecture}\n"
         f"Maintainer: {PERSON}\nDescription: test\n"
+        + binary.fields
         + ("Package-Type: udeb\nSection: debian-installer\n" if binary.udeb else "")
     )
     ending = "udeb" if binary.udeb else "deb"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
@@ -98,6 +99,17 @@ class Door:
     def known(self) -> list[str]:
         """Everything that was ever accepted."""
         return [*Jobs(self.place.site.jobs).names(), *os.listdir(self.place.site.queue / "new")]
+
+
+def followers(job: str) -> list[int]:
+    """Programs that follow this job now."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if job.encode() in words and b"follow" in words and b"-IS" in words:
+                found.append(int(path.parent.name))
+    return found
 
 
 @pytest.fixture(scope="module")

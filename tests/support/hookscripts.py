@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,3 +36,14 @@ def call(hook: str, told: Mapping[str, Any] | bytes, env: Mapping[str, str]) -> 
     """Run a script of hooks.d in a clean environment."""
     data = told if isinstance(told, bytes) else json.dumps(told).encode()
     return run([HOOKS / hook], stdin=data, env=env, check=False, timeout=30)
+
+
+def certified(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """A certificate for 127.0.0.1 that signs itself, and a server's context with it."""
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    names = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    run(["openssl", "req", "-x509", *curve, *names, "-keyout", key, "-out", cert])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    return cert, context

@@ -49,8 +49,8 @@ class CannedEngine:
     extra: int = 0
     held: list[int] = dataclasses.field(default_factory=list)
 
-    def check(self) -> None:
-        pass
+    def check(self) -> list[str]:
+        return []
 
     def start(self, attempt: Attempt) -> None:
         if self.hang:

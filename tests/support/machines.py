@@ -28,7 +28,9 @@ def hardware(
     place.chmod(0o711)
     with (
         (base_directory / "base.log").open("ab") as log,
-        kit_of(base, base_spec, layers, ids, log=log.fileno(), say=lambda _: None) as kit,
+        kit_of(
+            base, base_spec, layers, ids, most=8 << 30, log=log.fileno(), say=lambda _: None
+        ) as kit,
     ):
         made = Hardware(base=base, kit=kit, place=place)
         yield with_accelerator(made, ids, answer=place / "kvm.json", emulation=True)

@@ -21,7 +21,6 @@ import yaml
 
 from invirtibuilder.run import CLEAN, Done, run
 from invirtibuilder.sandbox.base import Base
-from invirtibuilder.sandbox.layers import discard
 
 TOP = Path(__file__).parents[2]
 PATIENCE = 600
@@ -152,6 +151,8 @@ def made_site(base: Base, layers: Path, **changes: Any) -> Iterator[TestSite]:
         site.slot.mkdir(parents=True)
         (site.slot / "bases").symlink_to(base.directory.parents[1])
         (site.slot / "layers").symlink_to(layers)
+        (site.slot / "lists").symlink_to(layers.parent / "lists")
+        (site.slot.parent / "downloads").symlink_to(layers.parent / "downloads")
         if changes:
             site.configure(**changes)
         yield site
@@ -164,16 +165,13 @@ def made_site(base: Base, layers: Path, **changes: Any) -> Iterator[TestSite]:
 
 
 @pytest.fixture(scope="session")
-def layers(ids: Any, base: Base) -> Iterator[Path]:
-    """Layers that are shared by all sites of the run."""
-    directory = base.directory.parents[1] / "layers"
-    directory.mkdir(exist_ok=True)
-    directory.chmod(0o711)
-    yield directory
-    if not os.environ.get("INVIRTIBUILDER_TEST_BASE_DIR"):
-        for layer in directory.iterdir():
-            discard(layer, ids)
-        directory.rmdir()
+def layers(base: Base) -> Path:
+    """Layers, and what they are made from, that are shared by all sites of the run."""
+    parent = base.directory.parents[1]
+    for name in ("layers", "lists", "downloads"):
+        (parent / name).mkdir(exist_ok=True)
+        (parent / name).chmod(0o711)
+    return parent / "layers"
 
 
 @pytest.fixture(scope="module")

@@ -132,6 +132,13 @@ def test_three_accounts(place: TestSite, accounts: Accounts, tmp_path: Path) -> 
     with listening(place, accounts), place.daemon():
         job = submitter.publish("dev", "apart", repo.commit)
         assert job["principal"] == f"unix/{accounts.submitter}"
+        # The worker's account can make no control groups: it says so when it starts, and in the
+        # log of each build, once.
+        weaker = "the limit on memory is enforced of each process by itself only (RLIMIT_AS)"
+        told = (place.directory.parent / "worker.log").read_text()
+        log = place.directory / "jobs" / job["job"] / "attempts" / "build-1" / "log"
+        assert [told.count(weaker), log.read_text().count(weaker)] == [1, 1]
+        assert submitter.json("status", job["job"])["state"] == "published"
         stranger = replace_account(place, accounts.stranger)
         done, _ = stranger.submit("dev", "apart", repo.commit)
         assert done.code == 3

@@ -1,0 +1,258 @@
+"""What clients see of a pocket: signed, whole, reachable by hash, and what the records say."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from invirtibuilder import debchanges, files, hosting, model
+from invirtibuilder.apt.publications import COMPRESSED, Publications
+from invirtibuilder.apt.signer import verified
+from invirtibuilder.errors import Fault, Malformed
+from invirtibuilder.fsck.content import State
+from invirtibuilder.fsck.findings import Finding, Memory
+from invirtibuilder.settings import Pocket
+from invirtibuilder.stages.context import Context
+
+MAX_RELEASE = 16 << 20
+Index = Mapping[str, tuple[str, int]]
+"""SHA-256 and size by name, as a Release has them."""
+
+
+def check(context: Context, pocket: Pocket, state: State, memory: Memory) -> Iterator[Finding]:
+    """Every kept publication; the current one's content against the records."""
+    checker = _Archive(context, pocket, state, memory)
+    for number in checker.publications.numbers():
+        yield from checker.publication(number)
+    yield from checker.current()
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """One pocket's archive."""
+
+    context: Context
+    pocket: Pocket
+    state: State
+    memory: Memory
+
+    @property
+    def publications(self) -> Publications:
+        return self.context.archive(self.pocket).publications
+
+    def found(self, kind: str, what: str, message: str) -> Finding:
+        return Finding(kind=kind, pocket=self.pocket.name, what=what, message=message)
+
+    def dist(self, number: int) -> Path:
+        return self.publications.path(number) / "dists" / self.pocket.codename
+
+    def publication(self, number: int) -> Iterator[Finding]:
+        """Signatures, then each index and its copy by hash."""
+        dist, what = self.dist(number), f"publication {number}"
+        try:
+            release = files.read_capped(dist / "Release", limit=MAX_RELEASE)
+            fields = debchanges.paragraph(release)
+            signed = debchanges.paragraph(
+                files.read_capped(dist / "InRelease", limit=2 * MAX_RELEASE)
+            )
+            index = read_index(fields)
+        except (OSError, Malformed) as error:
+            yield self.found("release-differs", what, f"{what}: {error}")
+            return
+        if signed != fields:
+            yield self.found("release-differs", what, f"{what}: InRelease is not its Release")
+        yield from self._signatures(number, dist, what)
+        yield from self._indices(dist, index, what)
+        if number > 1 and commit_of(self.state, number, fields) is None:
+            message = f"{what}: no commit of the superproject's branch {self.pocket.branch} made it"
+            yield self.found("publication-without-commit", what, message)
+
+    def _signatures(self, number: int, dist: Path, what: str) -> Iterator[Finding]:
+        """By a key that signs now; an older publication may be of one that no longer does."""
+        key = hosting.public_key(self.context.site, self.pocket)
+        ours = set(self.context.signer(self.pocket).keys)
+        for name, more in (("InRelease", []), ("Release.gpg", [dist / "Release"])):
+            path = dist / name
+
+            def prove(path: Path = path, more: list[Path] = more) -> str:
+                content = more[0].read_bytes() if more else None
+                return " ".join(verified(key.read_bytes(), path.read_bytes(), content))
+
+            signers = set(self.memory.proven(path, prove, key, *more).split())
+            if signers & ours:
+                continue
+            if signers and number != self._current():
+                message = f"{what}: {name} is signed by {' '.join(sorted(signers))}"
+                yield self.found("not-comparable", str(path), message)
+            else:
+                message = f"{what}: {name} is not signed by {' '.join(ours)} as in {key.name}"
+                yield self.found("signature-bad", str(path), message)
+
+    def _current(self) -> int | None:
+        try:
+            return self.publications.current()
+        except (OSError, ValueError):
+            return None
+
+    def _indices(self, dist: Path, index: Index, what: str) -> Iterator[Finding]:
+        store = self.publications.root / "by-hash" / "SHA256"
+        for name, (sha256, _) in sorted(index.items()):
+            path = dist / name
+            if not path.is_file():
+                # An uncompressed one may be named only.
+                if not any(name + suffix in index for suffix in COMPRESSED):
+                    yield self.found("index-missing", str(path), f"{what}: {name} is missing")
+                continue
+            if self.memory.sha256(path) != sha256:
+                message = f"{what}: {name} is not what its Release names"
+                yield self.found("index-differs", str(path), message)
+            by_hash = path.parent / "by-hash" / "SHA256" / sha256
+            if not by_hash.is_file():
+                yield self.found("by-hash-missing", str(by_hash), f"{what}: {name} by its hash")
+            elif self.memory.sha256(store / sha256) != sha256:
+                message = f"{what}: {name} by its hash has another content"
+                yield self.found("by-hash-differs", str(store / sha256), message)
+
+    def current(self) -> Iterator[Finding]:
+        """Clients see the newest publication, and in it what is recorded."""
+        link = self.publications.root / "dists"
+        number = self._current()
+        if number is None or not link.is_dir():
+            yield self.found("current-missing", str(link), f"{link} names no publication")
+            return
+        try:
+            release = files.read_capped(self.dist(number) / "Release", limit=MAX_RELEASE)
+            fields = debchanges.paragraph(release)
+        except (OSError, Malformed):
+            return
+        commit = commit_of(self.state, number, fields)
+        if self.state.tip and commit != self.state.tip:
+            message = f"publication {number} is of {commit}, the branch is at {self.state.tip}"
+            yield self.found("current-differs", str(link), message)
+        yield from self._content(number, read_index(fields))
+
+    def _content(self, number: int, index: Index) -> Iterator[Finding]:
+        listed = dict(listed_files(self.dist(number), index))
+        recorded = recorded_files(self.state)
+        for (name, sha256), package in sorted(recorded.items()):
+            if (name, sha256) not in listed:
+                message = f"{package}: {name} ({sha256[:12]}) is not in publication {number}"
+                yield self.found("not-listed", name, message)
+        for (name, sha256), path in sorted(listed.items()):
+            if (name, sha256) not in recorded:
+                message = f"{path} ({sha256[:12]}) of publication {number} is in no record"
+                yield self.found("listed-without-record", name, message)
+
+
+def newest(context: Context, pocket: Pocket, state: State) -> int | None:
+    """The publication of the branch's newest commit; of an empty branch the newest one."""
+    publications = context.archive(pocket).publications
+    for number in reversed(publications.numbers()):
+        release = publications.path(number) / "dists" / pocket.codename / "Release"
+        try:
+            fields = debchanges.paragraph(files.read_capped(release, limit=MAX_RELEASE))
+        except (OSError, Malformed):
+            continue
+        if commit_of(state, number, fields) == state.tip:
+            return number
+    return None
+
+
+def commit_of(state: State, number: int, fields: Mapping[str, str]) -> str | None:
+    """The newest superproject commit that a publication with this Release belongs to."""
+    named = fields.get("superproject-commit")
+    for commit in state.history:
+        if commit.id == named or (
+            named is None and commit.trailers.get("Publication") == str(number)
+        ):
+            return commit.id
+    return None
+
+
+def recorded_files(state: State) -> dict[tuple[str, str], str]:
+    """The package of each recorded file, by name and SHA-256; those that APT is to have."""
+    return {
+        (str(file["name"]), str(file["sha256"])): package
+        for package, record in state.records.items()
+        for file in record["files"]
+        if not str(file["name"]).endswith(".buildinfo")
+    }
+
+
+def read_index(fields: Mapping[str, str]) -> dict[str, tuple[str, int]]:
+    """The files that a Release names, with SHA-256 and size. Raises Malformed."""
+    index = {}
+    for line in fields.get("sha256", "").split("\n"):
+        words = line.split()
+        if len(words) == 3 and words[1].isdigit():
+            files.contained(Path("/"), words[2])
+            index[words[2]] = (model.matching(model.SHA256, words[0], "SHA-256"), int(words[1]))
+    return index
+
+
+def listed_files(dist: Path, index: Index) -> Iterator[tuple[tuple[str, str], str]]:
+    """Name and SHA-256 of each file in the pool that the uncompressed indices name, and where."""
+    for name in index:
+        path = dist / name
+        if not path.is_file():
+            continue
+        if path.name == "Packages":
+            for stanza in stanzas(path):
+                filename = stanza.get("filename", "")
+                yield (filename.rpartition("/")[2], stanza.get("sha256", "")), filename
+        elif path.name == "Sources.gz":
+            for stanza in stanzas(path):
+                for line in stanza.get("checksums-sha256", "").split("\n"):
+                    words = line.split()
+                    if len(words) == 3:
+                        yield (words[2], words[0]), f"{stanza.get('directory', '')}/{words[2]}"
+
+
+def stanzas(path: Path) -> Iterator[dict[str, str]]:
+    """The paragraphs of an index, field names in lower case."""
+    fields: dict[str, str] = {}
+    name = ""
+    for line in _lines(path):
+        if not line.strip():
+            if fields:
+                yield fields
+            fields = {}
+        elif line[0] in " \t":
+            fields[name] = fields.get(name, "") + "\n" + line.strip()
+        else:
+            name, _, value = line.partition(":")
+            name = name.lower()
+            fields[name] = value.strip()
+    if fields:
+        yield fields
+
+
+def _lines(path: Path) -> Iterator[str]:
+    if path.suffix == ".gz":
+        with gzip.open(path, "rt", encoding="utf-8", errors="replace") as stream:
+            yield from stream
+    else:
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            yield from stream
+
+
+def database(context: Context, pocket: Pocket, state: State, lock_fd: int) -> Iterator[Finding]:
+    """reprepro's database has what the records have; the pocket's lock is held."""
+    try:
+        entries = context.archive(pocket).reprepro.listing(lock_fd=lock_fd)
+    except Fault as fault:
+        why = str(fault)
+        yield Finding(kind="database-differs", pocket=pocket.name, what="db", message=why)
+        return
+    there = {(e.source, e.source_version) for e in entries}
+    wanted = {(name, str(r["version"])) for name, r in state.records.items()}
+    for source, version in sorted(there ^ wanted):
+        side = "has" if (source, version) in there else "lacks"
+        yield Finding(
+            kind="database-differs",
+            pocket=pocket.name,
+            what=source,
+            message=f"reprepro's database {side} {source} {version}",
+        )

@@ -1,0 +1,101 @@
+"""The source package made anew, by a worker in a sandbox, and compared byte for byte.
+
+Whether the source that was published is of the commit's tree, the export found out in a sandbox
+when it made it, and its record says of which tree; the daemon never unpacks content. This here
+has all of that done once more.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from invirtibuilder import files, model
+from invirtibuilder.errors import Fault
+from invirtibuilder.fsck.content import Record, State
+from invirtibuilder.fsck.findings import Finding
+from invirtibuilder.gbpconf import gbp_settings
+from invirtibuilder.jobs import Job, Jobs
+from invirtibuilder.settings import Pocket
+from invirtibuilder.spool import Request
+from invirtibuilder.stages.context import Context, Wait
+from invirtibuilder.stages.export import export
+from invirtibuilder.states import State as JobState
+
+MAX_GBP = 256 << 10
+
+
+def check(context: Context, pocket: Pocket, state: State) -> Iterator[Finding]:
+    """Each recorded source of the pocket, exported again."""
+    for package, record in sorted(state.records.items()):
+        found = _regenerated(context, pocket, package, record)
+        if found:
+            kind, message = found
+            yield Finding(
+                kind=kind, pocket=pocket.name, what=package, message=f"{package}: {message}"
+            )
+
+
+def _regenerated(
+    context: Context, pocket: Pocket, package: str, record: Record
+) -> tuple[str, str] | None:
+    """Kind and message of what is wrong with a source, or None when it came out the same."""
+    version = record["version"]
+    try:
+        with tempfile.TemporaryDirectory(prefix=".fsck.", dir=context.site.jobs) as name:
+            folder = Path(name)
+            jobs = Jobs(folder, context.clock)
+            job = jobs.create(
+                Request.new(
+                    "submit",
+                    [pocket.name, package, str(record["commit"])],
+                    principal="unix/fsck",
+                    via="fsck",
+                )
+            )
+            job.move(JobState.RUNNING)
+            job.write_fact("admit", admission(context, package, record))
+            fact = export(replace(context, jobs=jobs), job)
+            return _compared(job, record, fact)
+    except (Fault, Wait, OSError, shutil.Error) as error:
+        return "not-comparable", f"{version} was not exported again: {error}"
+
+
+def _compared(job: Job, record: Record, fact: Mapping[str, Any]) -> tuple[str, str] | None:
+    made = {f["name"]: f["sha256"] for f in fact["files"]}
+    recorded = {f["name"]: f["sha256"] for f in record["files"]}
+    wrong = [name for name, sha256 in sorted(made.items()) if recorded.get(name) != sha256]
+    if not wrong:
+        return None
+    before, now = record["environment"]["export"], fact["environment"]
+    version = record["version"]
+    for part in ("base", "export"):
+        if before.get(part) != now.get(part):
+            was, is_now = str(before.get(part))[:12], str(now.get(part))[:12]
+            message = f"{version} was exported in another environment ({part} {was}, now {is_now})"
+            return "not-comparable", message
+    text = files.read_capped(job.directory / "source" / fact["dsc"], limit=1 << 20)
+    lines = len(text.splitlines())
+    message = f"{version} made again differs: {', '.join(wrong)} (a .dsc of {lines} lines)"
+    return "dsc-differs", message
+
+
+def admission(context: Context, package: str, record: Record) -> dict[str, Any]:
+    """What admission found, as far as an export needs it, from the record and the commit."""
+    repository = context.repository(package)
+    commit = str(record["commit"])
+    settings = gbp_settings(repository.blob(commit, "debian/gbp.conf", MAX_GBP))
+    prefix = f"{package}_{model.upstream_version(str(record['version']))}.orig"
+    return {
+        **{name: record[name] for name in ("commit", "tree", "version", "changelog_entry")},
+        **{name: record[name] for name in ("pristine_tar", "upstream_tag", "stamp")},
+        "changelog_version": record["changelog_version"],
+        "compression": settings.compression,
+        "components": list(settings.components),
+        "native": not any(str(f["name"]).startswith(prefix) for f in record["files"]),
+        "pinned": None,
+    }

@@ -1,0 +1,44 @@
+"""The daemon, its tools and its workers are killed, again and again: nothing lost, nothing doubled.
+
+Each run takes other instants. The seed is printed when it fails; to repeat it, or for thousands of
+kills: INVIRTIBUILDER_TEST_SEED=SEED, INVIRTIBUILDER_TEST_KILLS=NUMBER.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+import pytest
+
+from tests.support.crashsite import crash_site, watching
+
+KILLS = int(os.environ.get("INVIRTIBUILDER_TEST_KILLS", "200"))
+SEED = os.environ.get("INVIRTIBUILDER_TEST_SEED") or secrets.token_hex(4)
+NAMES = ("alpha", "beta", "gamma")
+
+
+def test_kills_at_random(capsys: pytest.CaptureFixture[str]) -> None:
+    print(f"INVIRTIBUILDER_TEST_SEED={SEED}")
+    most = 4 + KILLS // 9
+    with crash_site(SEED, names=NAMES, versions=most, share=0.1) as site:
+        todo = [(p, n, v) for v in range(most) for n in NAMES for p in ("staging", "dev", "prod")]
+        todo.reverse()
+        with watching(site.place) as seen:
+            while site.kills.total() < KILLS:
+                while site.unfinished() < 4:
+                    assert todo, "more packages are needed for so many kills"
+                    site.submit(*todo.pop())
+                site.die_somehow()
+                if site.kills.total() % 40 == 0:
+                    site.finish()
+                    site.check()
+            site.finish()
+            states = site.check()
+        told = f"{site.kills.total()} kills {dict(site.kills)}, jobs {dict(states)},"
+        told += f" {seen.updates} updates, {seen.downloads} downloads"
+        with capsys.disabled():
+            print(f"\n{told}")
+        assert not seen.failures, seen.failures[:3]
+        assert seen.updates > KILLS / 20, told
+        assert states["published"] > states["failed"], told

@@ -1,0 +1,306 @@
+"""A site whose daemon, workers and tools are killed at random, and clients that look on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from invirtibuilder import hosting
+from invirtibuilder.errors import Blame, Exit, Fault
+from invirtibuilder.fsck import check as fsck
+from invirtibuilder.jobs import Job, Jobs
+from invirtibuilder.run import CLEAN, run
+from invirtibuilder.spool import Request, Spool
+from invirtibuilder.states import State
+from tests.support import lives, packages
+from tests.support.aptclient import AptClient, file_uri, serving
+from tests.support.packages import Repo
+from tests.support.place import ME, ROOT, Place, place, until
+
+SHORT = {
+    "pipeline.RETRY": 0.1,
+    "stages.transaction.AGAIN": 0.1,
+    "stages.transaction.MAX_PAUSE": 1.0,
+    "stages.orders.WORKER_WAIT": 0.1,
+    "stages.orders.POLL": 0.01,
+    "gitcmd.STALE": 0.3,
+    "daemon.ILL": 0.1,
+}
+"""Waits of the program that are made shorter; none of them is what these tests are about."""
+
+
+LONGEST = 120.0
+"""Seconds that a life may last."""
+
+
+@dataclass(kw_only=True)
+class CrashSite:
+    """The site, and how its daemons have lived and ended."""
+
+    place: Place
+    chance: random.Random
+    zygote: subprocess.Popen[bytes]
+    wrappers: Path
+    packages: dict[str, list[Repo]]
+    kills: Counter[str] = field(default_factory=Counter)
+    story: list[str] = field(default_factory=list)
+    asked: list[Request] = field(default_factory=list)
+
+    def submit(self, pocket: str, package: str, version: int) -> Request:
+        """Queue the package's version (from 0) for the pocket."""
+        repo = self.packages[package][version]
+        request = self.place.request(pocket, repo)
+        Spool(self.place.site.queue).put(request)
+        self.asked.append(request)
+        return request
+
+    def live(self, *, after: float | None = None, **life: Any) -> int:
+        """One life of the daemon; `after` seconds it is killed. Its exit code."""
+        settings = {**SHORT, **life.pop("settings", {})}
+        line = json.dumps({**life, "settings": settings}) + "\n"
+        assert self.zygote.stdin
+        self.zygote.stdin.write(line.encode())
+        self.zygote.stdin.flush()
+        pid = self._answer()["pid"]
+        if after is not None:
+            fd = os.pidfd_open(pid)
+            time.sleep(after)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+            os.close(fd)
+        end = self._answer()
+        self.story.append(f"{life} after={after}: {end}")
+        return int(end["code"])
+
+    def start(self, **life: Any) -> int:
+        """Begin a life that goes on; its process id. `wait` for its end."""
+        line = json.dumps({**life, "settings": {**SHORT, **life.pop("settings", {})}}) + "\n"
+        assert self.zygote.stdin
+        self.zygote.stdin.write(line.encode())
+        self.zygote.stdin.flush()
+        return int(self._answer()["pid"])
+
+    def wait(self) -> int:
+        """The exit code of the life that was begun."""
+        return int(self._answer()["code"])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.zygote.stdout
+        ready, _, _ = select.select([self.zygote.stdout], [], [], LONGEST)
+        line = self.zygote.stdout.readline() if ready else b""
+        assert line, f"no word of it after {LONGEST} s: {self.told()}"
+        return dict(json.loads(line))
+
+    def told(self) -> str:
+        """What one needs to know after a failure."""
+        log = self.place.log.read_text()[-6000:] if self.place.log.exists() else ""
+        return "\n".join([*self.story[-12:], log])
+
+    def die_somehow(self) -> None:
+        """A life that ends by one kill, chosen at random: of the daemon, of a tool, or of both."""
+        kind = self.chance.choice(("step", "step", "instant", "tool", "tool"))
+        if kind == "step":
+            code = self.live(die=self.chance.randint(1, self.chance.choice((120, 500))))
+        elif kind == "instant":
+            code = self.live(after=self.chance.uniform(0.02, 0.9))
+        else:
+            name, most = self.chance.choice((("reprepro", 6), ("git", 25), ("gpg", 6)))
+            how = self.chance.choice(lives.WAYS)
+            seconds = round(self.chance.uniform(0.001, 0.02), 4)
+            tool = [name, self.chance.randint(1, most), f"{how} {seconds}"]
+            kind = f"{name} {how}"
+            # The daemon outlives its tool, for a while.
+            code = self.live(tool=tool, die=self.chance.randint(100, 500))
+        # Its start does not go on without an answer of git or gpg.
+        fine = (0, -signal.SIGKILL, *((int(Exit.MACHINE),) if kind.startswith(lives.TOOLS) else ()))
+        assert code in fine, self.told()
+        self.kills[kind] += code != 0 or kind.startswith(lives.TOOLS)
+
+    def finish(self) -> None:
+        """A life in which nothing is killed any more: it ends when all is done."""
+        code = self.live()
+        assert code == 0, self.told()
+
+    def jobs(self) -> dict[str, Job]:
+        """All jobs by id."""
+        return {job.id: job for job in Jobs(self.place.site.jobs).all()}
+
+    def unfinished(self) -> int:
+        """Submissions without a final state."""
+        jobs = self.jobs()
+        return sum(r.id not in jobs or not jobs[r.id].status.final for r in self.asked)
+
+    def check(self) -> Counter[str]:
+        """Each submission has one final state and, if published, one effect; the states."""
+        site = self.place.site
+        assert not list((site.queue / "new").iterdir()), self.told()
+        assert not list((site.queue / "bad").iterdir()), self.told()
+        jobs = self.jobs()
+        assert set(jobs) == {request.id for request in self.asked}
+        form = "--format=%(trailers:key=Job,valueonly)"
+        for pocket in site.pockets.values():
+            ours = [job for job in jobs.values() if job.pocket == pocket.name]
+            git = ["git", f"--git-dir={site.superproject}"]
+            branch = f"refs/heads/{pocket.branch}"
+            there = run([*git, "for-each-ref", branch]).text
+            log = run([*git, "log", "--reverse", form, branch, "--"]).text.split() if there else []
+            published = [job.id for job in ours if job.status.state == State.PUBLISHED]
+            assert sorted(log) == sorted(published), (pocket.name, self.told())
+        for job in jobs.values():
+            status = job.status
+            why = (status, (job.directory / "journal").read_text(), self.told())
+            assert status.state in (State.PUBLISHED, State.FAILED), why
+            # Nobody but this machine was at fault.
+            assert status.state == State.PUBLISHED or status.blame == Blame.MACHINE, why
+        report = fsck.check(
+            self.place.context, list(site.pockets.values()), level="b", full=False, mend=False
+        )
+        assert not report.drift, (report.findings, self.told())
+        return Counter(str(job.status.state) for job in jobs.values())
+
+
+def _versions(folder: Path, name: str, count: int) -> list[Repo]:
+    made = [packages.native(folder / name, name, "1.0")]
+    for number in range(1, count):
+        made.append(packages.upgraded(made[-1], f"1.{number}", date=packages.DATE + 60 * number))
+    return made
+
+
+@contextlib.contextmanager
+def worker_process(socket: Path, folder: Path, share: float, seed: str) -> Iterator[int]:
+    """The canned worker as a process of its own; its id."""
+    argv = [sys.executable, "-m", "tests.support.cannedprocess"]
+    with subprocess.Popen(
+        [*argv, str(socket), str(folder), str(share), seed],
+        cwd=ROOT,
+        env=CLEAN,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == b"ready\n"
+            yield process.pid
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def crash_site(
+    seed: str, *, names: tuple[str, ...] = ("alpha", "beta"), versions: int = 2, share: float = 0.0
+) -> Iterator[CrashSite]:
+    """A site with these packages, a worker of which a share of orders dies, and no daemon yet."""
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(place())
+        folder = made.log.parent
+        wrappers = folder / "bin"
+        lives.wrap(wrappers)
+        repos = {name: _versions(folder / "git", name, versions) for name in names}
+        for name in names:
+            hosting.create_package(made.site, name, folder / "git" / name)
+        room = folder / "canned"
+        room.mkdir()
+        socket = made.directory / "run/worker.sock"
+        stack.enter_context(worker_process(socket, room, share, seed))
+        log: IO[bytes] = stack.enter_context(made.log.open("ab"))
+        zygote = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.support.lives", str(made.config), str(wrappers)],
+                cwd=ROOT,
+                env=CLEAN,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                # Each line is read by itself.
+                bufsize=0,
+            )
+        )
+        site = CrashSite(
+            place=made,
+            chance=random.Random(seed),
+            zygote=zygote,
+            wrappers=wrappers,
+            packages=repos,
+        )
+        try:
+            yield site
+        finally:
+            with contextlib.suppress(OSError):
+                zygote.stdin.close()  # type: ignore[union-attr]
+            if zygote.poll() is None:
+                zygote.terminate()
+
+
+@dataclass(kw_only=True)
+class Watchers:
+    """apt-get, updating and downloading all the time; what ever went wrong."""
+
+    failures: list[str] = field(default_factory=list)
+    updates: int = 0
+    downloads: int = 0
+
+
+@contextlib.contextmanager
+def watching(made: Place) -> Iterator[Watchers]:
+    """Clients of all pockets over HTTP and file:, half of the time with no lists of before."""
+    site, told, stop = made.site, Watchers(), threading.Event()
+    folder = Path(tempfile.mkdtemp(prefix="ib-apt-"))
+    chance = random.Random(0)
+
+    def look(apt: AptClient) -> None:
+        if chance.random() < 0.5:
+            shutil.rmtree(apt.folder / "state/lists")
+            (apt.folder / "state/lists/partial").mkdir(parents=True)
+        done = apt.update(check=False)
+        told.updates += 1
+        if done.code:
+            told.failures.append(done.err.decode())
+        names = apt.apt("apt-cache", "pkgnames").text.split()
+        if names and not done.code:
+            try:
+                apt.download(chance.choice(names))
+                told.downloads += 1
+            except Fault as fault:
+                told.failures.append(str(fault))
+
+    with serving(site.archive) as server:
+        apts = []
+        for name, uri in (("http", server.uri.rstrip("/")), ("file", file_uri(site.archive))):
+            text = "\n".join(
+                hosting.client(site, pocket).sources for pocket in site.pockets.values()
+            )
+            apt = AptClient(folder=folder / name)
+            apt.configure(text.replace(site.url.rstrip("/"), uri))
+            apts.append(apt)
+
+        def loop() -> None:
+            while not stop.is_set():
+                for apt in apts:
+                    look(apt)
+
+        thread = threading.Thread(target=loop)
+        thread.start()
+        try:
+            yield told
+        finally:
+            stop.set()
+            thread.join()
+            shutil.rmtree(folder)
+
+
+__all__ = ["ME", "CrashSite", "crash_site", "until", "watching"]

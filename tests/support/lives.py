@@ -1,0 +1,151 @@
+"""Lives of a daemon, each of which may end by SIGKILL at a step that is named beforehand.
+
+A program: it imports the daemon once and forks it for each line of JSON on standard input, so that
+a life costs no start of Python. `die` is the step at which the daemon kills itself: each step is a
+change of a file or the start of a process, just before it happens. `tool` is [NAME, CALL, HOW]: the
+CALL-th start of reprepro, git or gpg goes wrong in one of the ways of `wrapper`. `clock` is in
+seconds besides the machine's. `settings` are constants of modules: waits that are too long for a
+test. On standard output it says `{"pid": ...}`, and when that life has ended, how.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import mmap
+import os
+import signal
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from invirtibuilder import config, daemon, errors, model, run
+
+STEPS = frozenset(
+    ("os.rename", "os.link", "os.symlink", "os.remove", "os.mkdir", "os.rmdir", "os.chmod")
+    + ("os.utime", "os.truncate", "subprocess.Popen", "socket.sendmsg", "fcntl.flock")
+)
+TOOLS = ("reprepro", "git", "gpg")
+ROOM = 300
+"""Bytes in which a life tells its number of steps, and the last of them."""
+
+WRAPPER = """#!/bin/sh
+if [ -e {plan} ]; then
+  read -r how seconds <{plan}
+  rm -f {plan}
+  case $how in
+    tool-before) kill -9 $$ ;;
+    tool-during) exec timeout -s KILL "$seconds" {real} "$@" ;;
+    tool-after) {real} "$@"; kill -9 $$ ;;
+    daemon-before) kill -9 $PPID ;;
+    daemon-after) {real} "$@"; kill -9 $PPID; exit 0 ;;
+    both-before) kill -9 $PPID $$ ;;
+    both-during) timeout -s KILL "$seconds" {real} "$@"; kill -9 $PPID $$ ;;
+    both-after) {real} "$@"; kill -9 $PPID $$ ;;
+  esac
+fi
+exec {real} "$@"
+"""
+WAYS = (
+    *("tool-before", "tool-during", "tool-after", "daemon-before", "daemon-after"),
+    *("both-before", "both-during", "both-after"),
+)
+
+
+def wrap(folder: Path) -> None:
+    """Programs that go wrong when they are told to, else they are the real ones."""
+    folder.mkdir()
+    for name in TOOLS:
+        text = WRAPPER.format(plan=folder / f"plan.{name}", real=f"/usr/bin/{name}")
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+
+
+class Steps:
+    """Counts the steps of this process, and ends it at one."""
+
+    def __init__(self, told: mmap.mmap, wrappers: Path, life: dict[str, Any]) -> None:
+        self._told = told
+        self._wrappers = wrappers
+        self._die = life.get("die")
+        tool: tuple[str, int, str] = life.get("tool") or ("", 0, "")
+        self._tool, self._call, self._how = tool
+        self._count = self._calls = 0
+        self._busy = False
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        """An audit hook (sys.addaudithook)."""
+        if event == "open":
+            if not isinstance(args[2], int) or not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return
+        elif event not in STEPS:
+            return
+        if self._busy:
+            return
+        self._count += 1
+        text = json.dumps([self._count, event, repr(args[:2])[:200]]).encode()[: ROOM - 1]
+        self._told[:] = text.ljust(ROOM, b"\0")
+        if self._count == self._die:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if event == "subprocess.Popen" and args[0] == self._tool:
+            self._calls += 1
+            if self._calls == self._call:
+                self._busy = True
+                (self._wrappers / f"plan.{self._tool}").write_text(f"{self._how}\n")
+                self._busy = False
+
+
+def live(file: Path, wrappers: Path, life: dict[str, Any], told: mmap.mmap) -> None:
+    """One life, in the child."""
+    for name in TOOLS:
+        (wrappers / f"plan.{name}").unlink(missing_ok=True)
+    run.CLEAN["PATH"] = f"{wrappers}:{run.CLEAN['PATH']}"
+    for name, value in life.get("settings", {}).items():
+        module, _, constant = name.rpartition(".")
+        owner = importlib.import_module(f"invirtibuilder.{module}")
+        is_delta = isinstance(getattr(owner, constant), timedelta)
+        setattr(owner, constant, timedelta(seconds=value) if is_delta else value)
+    shift = timedelta(seconds=life.get("clock", 0))
+    made = functools.partial(daemon.make_context, clock=lambda: model.utcnow() + shift)
+    daemon.make_context = made
+
+    def log(text: str) -> None:
+        print(f"{model.iso(model.utcnow())} {os.getpid()} {text}", file=sys.stderr, flush=True)
+
+    site = config.load(file)
+    sys.addaudithook(Steps(told, wrappers, life))
+    daemon.Daemon(site, log, drain=life.get("drain", True)).run()
+
+
+def main() -> None:
+    file, wrappers = Path(sys.argv[1]), Path(sys.argv[2])
+    told = mmap.mmap(-1, ROOM)
+    for line in sys.stdin:
+        told[:] = bytes(ROOM)
+        life = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                live(file, wrappers, life, told)
+                code = 0
+            except errors.Fault as fault:
+                # As the command line shows it; whoever supervises the daemon starts it again.
+                print(f"error: {fault}", file=sys.stderr)
+                code = int(fault.exit)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        print(json.dumps({"pid": pid}), flush=True)
+        _, status = os.waitpid(pid, 0)
+        last = told[:].rstrip(b"\0").decode("utf-8", "replace")
+        print(json.dumps({"code": os.waitstatus_to_exitcode(status), "last": last}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
