@@ -66,6 +66,15 @@ class Attempt:
         except files.Busy:
             return True
 
+    @property
+    def given_up(self) -> bool:
+        """Whether its order was given to another attempt: what it brings counts no more."""
+        return (self.directory / "given-up").exists()
+
+    def give_up(self) -> None:
+        """From now on, and after any restart, do not listen to this attempt."""
+        files.write_atomic(self.directory / "given-up", "")
+
     def stop(self) -> None:
         """Tell its worker to stop."""
         if self.started:

@@ -39,6 +39,8 @@ STAGES: tuple[tuple[str, Stage], ...] = (
 VERDICT = "verdict"
 RETRY = timedelta(seconds=30)
 FULL = {errno.ENOSPC, errno.EDQUOT}
+PASSING = frozenset({"key-missing", "key-locked"})
+"""What the administrator puts right: a job waits for it, and what it has built is not lost."""
 FULL_WORDS = tuple(os.strerror(number) for number in FULL)
 
 
@@ -75,7 +77,8 @@ def advance(context: Context, job: Job) -> None:
     except Refused as fault:
         _decide(job, State.REFUSED, fault.reasons, Blame.REQUEST)
     except Fault as fault:
-        if fault.blame == Blame.MACHINE and any(word in str(fault) for word in FULL_WORDS):
+        passing = fault.code in PASSING or any(word in str(fault) for word in FULL_WORDS)
+        if fault.blame == Blame.MACHINE and passing:
             job.move(State.WAITING, str(fault), reasons=fault.reasons, wake=context.clock() + RETRY)
             return
         _decide(job, State.FAILED, fault.reasons, fault.blame)

@@ -165,7 +165,10 @@ class Reprepro:
         self._sweep()
         (self._db / "lockfile").unlink(missing_ok=True)
         copy = self.private / "db.txn.tmp"
-        shutil.copytree(self._db, copy)
+        copy.mkdir()
+        for path in self._db.iterdir():
+            # Not copytree: its error does not say that the disk is full.
+            shutil.copyfile(path, copy / path.name)
         files.sync_tree(copy)
         copy.rename(self._saved)
         files.sync_directory(self.private)

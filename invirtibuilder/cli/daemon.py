@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
+from contextlib import suppress
 
 from invirtibuilder import model
-from invirtibuilder.cli.command import Command, load_site, say
+from invirtibuilder.cli.command import Command, load_site
 from invirtibuilder.daemon import Daemon
+
+
+def log(text: str) -> None:
+    """A line with the time on standard error; one that its disk has no room for is left out."""
+    with suppress(OSError):
+        os.write(2, f"{model.iso(model.utcnow())} {text}\n".encode("utf-8", "backslashreplace"))
 
 
 class RunDaemon(Command):
@@ -19,8 +27,5 @@ class RunDaemon(Command):
         )
 
     def run(self, args: argparse.Namespace) -> int:
-        def log(text: str) -> None:
-            say(f"{model.iso(model.utcnow())} {text}")
-
         Daemon(load_site(args), log, drain=args.drain).run()
         return 0

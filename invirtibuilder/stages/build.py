@@ -97,6 +97,7 @@ def _reused(job: Job, earlier: Job) -> dict[str, Any]:
         kept: Path = files.contained(earlier.directory / "artifacts", file["name"])
         os.link(kept, beside / kept.name)
     files.remove_tree(target)
+    files.sync_directory(beside)
     beside.rename(target)
     job.remark(f"build: the artifacts of job {earlier.id} are published again, not rebuilt")
     return {**built, "reused": earlier.id}

@@ -82,6 +82,8 @@ def carry_out(
     """
     for number in range(1, ATTEMPTS + 1):
         attempt = Attempt(job.directory / "attempts" / f"{kind}-{number}")
+        if attempt.given_up:
+            continue
         if not attempt.started:
             _prepare(attempt, kind, job, room, content, inputs)
             job.remark(f"{kind}: attempt {number} goes to the worker of {pocket.domain}")
@@ -93,6 +95,7 @@ def carry_out(
                 raise Wait(str(fault), context.clock() + WORKER_WAIT) from fault
         if not _ended(context, job, attempt, longest(room.limits)):
             job.remark(f"{kind}: attempt {number} is lost: its worker does not end")
+            attempt.give_up()
             continue
         with attempt.order.open("rb") as stream:
             order = read_order(stream)
@@ -204,6 +207,7 @@ def _accept(attempt: Attempt, order: Order, into: Path) -> Manifest:
     manifest = read_result(attempt.result, beside, order)
     if manifest.ok:
         files.remove_tree(into)
+        files.sync_directory(beside)
         beside.rename(into)
         files.sync_directory(into.parent)
     else:

@@ -1,8 +1,9 @@
 """The canned worker as a program, one process an order, that may be killed or frozen.
 
-    python -m tests.support.cannedprocess SOCKET FOLDER SHARE SEED
+    python -m tests.support.cannedprocess SOCKET FOLDER SHARE SEED [FREEZE]
 
-SHARE of the orders die by SIGKILL, before their result, in its midst, or after it.
+SHARE of the orders die by SIGKILL, before their result or in its midst. The first FREEZE builds
+stop themselves by SIGSTOP before their result; FOLDER/frozen-NUMBER has their process id.
 """
 
 from __future__ import annotations
@@ -39,9 +40,28 @@ def dying(answer: Answerer, when: str) -> Answerer:
     return answered
 
 
-def serve(fds: list[int], socket_path: Path, share: float, chance: random.Random) -> None:
+def freezing(answer: Answerer, folder: Path) -> Answerer:
+    """An answerer whose process stops itself, and goes on when it is woken."""
+
+    def answered(work: Work) -> Answer:
+        number = len(list(folder.glob("frozen-*")))
+        beside = folder / ".frozen"
+        beside.write_text(str(os.getpid()))
+        beside.rename(folder / f"frozen-{number}")
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return answer(work)
+
+    return answered
+
+
+def serve(
+    fds: list[int], socket_path: Path, share: float, chance: random.Random, freeze: int
+) -> None:
     """One order, in the child."""
     worker = CannedWorker(socket_path)
+    folder = Path(tempfile.gettempdir())
+    if len(list(folder.glob("frozen-*"))) < freeze:
+        worker.answers["build"] = freezing(worker.answers["build"], folder)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     if chance.random() < share:
         when = chance.choice(("before", "midst"))
@@ -53,6 +73,7 @@ def serve(fds: list[int], socket_path: Path, share: float, chance: random.Random
 
 def main() -> None:
     path, folder, share, seed = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4]
+    freeze = int(sys.argv[5]) if len(sys.argv) > 5 else 0
     tempfile.tempdir = folder
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     number = 0
@@ -74,7 +95,7 @@ def main() -> None:
                     server.close()
                     connection.sendall(b"started\n")
                     connection.close()
-                    serve(fds, path, share, random.Random(f"{seed}.{number}"))
+                    serve(fds, path, share, random.Random(f"{seed}.{number}"), freeze)
                     os._exit(0)
                 for fd in fds:
                     os.close(fd)

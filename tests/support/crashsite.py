@@ -38,6 +38,7 @@ SHORT = {
     "stages.transaction.MAX_PAUSE": 1.0,
     "stages.orders.WORKER_WAIT": 0.1,
     "stages.orders.POLL": 0.01,
+    "stages.orders.ROOM_WAIT": 0.1,
     "gitcmd.STALE": 0.3,
     "daemon.ILL": 0.1,
 }
@@ -182,11 +183,13 @@ def _versions(folder: Path, name: str, count: int) -> list[Repo]:
 
 
 @contextlib.contextmanager
-def worker_process(socket: Path, folder: Path, share: float, seed: str) -> Iterator[int]:
+def worker_process(
+    socket: Path, folder: Path, share: float, seed: str, freeze: int
+) -> Iterator[int]:
     """The canned worker as a process of its own; its id."""
     argv = [sys.executable, "-m", "tests.support.cannedprocess"]
     with subprocess.Popen(
-        [*argv, str(socket), str(folder), str(share), seed],
+        [*argv, str(socket), str(folder), str(share), seed, str(freeze)],
         cwd=ROOT,
         env=CLEAN,
         stdout=subprocess.PIPE,
@@ -202,7 +205,12 @@ def worker_process(socket: Path, folder: Path, share: float, seed: str) -> Itera
 
 @contextlib.contextmanager
 def crash_site(
-    seed: str, *, names: tuple[str, ...] = ("alpha", "beta"), versions: int = 2, share: float = 0.0
+    seed: str,
+    *,
+    names: tuple[str, ...] = ("alpha", "beta"),
+    versions: int = 2,
+    share: float = 0.0,
+    freeze: int = 0,
 ) -> Iterator[CrashSite]:
     """A site with these packages, a worker of which a share of orders dies, and no daemon yet."""
     with contextlib.ExitStack() as stack:
@@ -216,7 +224,7 @@ def crash_site(
         room = folder / "canned"
         room.mkdir()
         socket = made.directory / "run/worker.sock"
-        stack.enter_context(worker_process(socket, room, share, seed))
+        stack.enter_context(worker_process(socket, room, share, seed, freeze))
         log: IO[bytes] = stack.enter_context(made.log.open("ab"))
         zygote = stack.enter_context(
             subprocess.Popen(
@@ -244,6 +252,10 @@ def crash_site(
                 zygote.stdin.close()  # type: ignore[union-attr]
             if zygote.poll() is None:
                 zygote.terminate()
+            for path in room.glob("frozen-*"):
+                # What nobody woke.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(path.read_text()), signal.SIGKILL)
 
 
 @dataclass(kw_only=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder import config, daemon, errors, model, run
+from invirtibuilder.cli import daemon as cli_daemon
 
 STEPS = frozenset(
     ("os.rename", "os.link", "os.symlink", "os.remove", "os.mkdir", "os.rmdir", "os.chmod")
@@ -112,12 +113,9 @@ def live(file: Path, wrappers: Path, life: dict[str, Any], told: mmap.mmap) -> N
     made = functools.partial(daemon.make_context, clock=lambda: model.utcnow() + shift)
     daemon.make_context = made
 
-    def log(text: str) -> None:
-        print(f"{model.iso(model.utcnow())} {os.getpid()} {text}", file=sys.stderr, flush=True)
-
     site = config.load(file)
     sys.addaudithook(Steps(told, wrappers, life))
-    daemon.Daemon(site, log, drain=life.get("drain", True)).run()
+    daemon.Daemon(site, cli_daemon.log, drain=life.get("drain", True)).run()
 
 
 def main() -> None:
@@ -134,12 +132,14 @@ def main() -> None:
                 code = 0
             except errors.Fault as fault:
                 # As the command line shows it; whoever supervises the daemon starts it again.
-                print(f"error: {fault}", file=sys.stderr)
+                cli_daemon.log(f"error: {fault}")
                 code = int(fault.exit)
+            except OSError as error:
+                cli_daemon.log(f"error: {error}")
+                code = int(errors.Exit.MACHINE)
             except BaseException:
                 traceback.print_exc()
             finally:
-                sys.stderr.flush()
                 os._exit(code)
         print(json.dumps({"pid": pid}), flush=True)
         _, status = os.waitpid(pid, 0)

@@ -1,0 +1,162 @@
+"""A full disk, a clock that goes back, a key that is away, no mirror, frozen workers."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from invirtibuilder.errors import Blame
+from invirtibuilder.jobs import Job
+from invirtibuilder.run import run
+from invirtibuilder.states import State
+from tests.support import cannedworker, packages
+from tests.support import place as places
+from tests.support.aptclient import AptClient, file_uri
+from tests.support.crashsite import CrashSite, crash_site, until
+
+
+def job_of(site: CrashSite, job_id: str) -> Job:
+    return site.jobs()[job_id]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_a_frozen_worker_says_when_it_wakes_up_is_not_heard(restarted: bool) -> None:
+    """Its order was given to another: that one's result counts, whenever the other comes."""
+    frozen = 2 if restarted else 1
+    with crash_site("frozen", names=("alpha",), freeze=frozen) as site:
+        site.place.edit("    trust_domain:", "    limits: {time: 0.1}\n    trust_domain:")
+        room = site.place.log.parent / "canned"
+        job_id = site.submit("staging", "alpha", 0).id
+        settings = {"stages.orders.BASE_SECONDS": 3.0}
+        pid = site.start(settings=settings)
+        until((room / f"frozen-{frozen - 1}").exists, site.told())
+        first = int((room / "frozen-0").read_text())
+        folder = job_of(site, job_id).directory / "attempts"
+        if restarted:
+            # The second one is at work when the daemon dies, and the first one ends then.
+            os.kill(pid, signal.SIGKILL)
+            site.wait()
+            os.kill(first, signal.SIGCONT)
+            until(lambda: (folder / "build-1/result.tar").stat().st_size > 5000)
+            site.start(settings={"stages.orders.BASE_SECONDS": 600.0})
+            os.kill(int((room / "frozen-1").read_text()), signal.SIGCONT)
+        assert site.wait() == 0, site.told()
+        fact = job_of(site, job_id).need("build")
+        assert fact["attempt"] == f"{job_id}.build-2"
+        before = site.check()
+        if not restarted:
+            os.kill(first, signal.SIGCONT)
+            until(lambda: (folder / "build-1/result.tar").stat().st_size > 5000)
+            site.finish()
+            assert job_of(site, job_id).need("build") == fact
+        assert site.check() == before == {"published": 1}
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of 64 MiB on which sites of this test are."""
+    folder = Path(tempfile.mkdtemp(prefix="ib-"))
+    run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=755", "tmpfs", folder])
+    before = tempfile.tempdir
+    tempfile.tempdir = str(folder)
+    try:
+        yield folder
+    finally:
+        tempfile.tempdir = before
+        run(["umount", "-l", folder])
+        folder.rmdir()
+
+
+@pytest.mark.root
+def test_jobs_wait_for_room_at_each_step(small_disk: Path) -> None:
+    names = ("alpha", "beta")
+    with crash_site("full", names=names, versions=3) as site:
+        ballast = small_disk / "ballast"
+        # What is left decides how far the line comes.
+        for turn, left in enumerate((0, 30, 80, 150, 250, 500)):
+            job_id = site.submit("staging", names[turn % 2], turn // 2).id
+            usage = os.statvfs(small_disk)
+            free = usage.f_bavail * usage.f_frsize
+            with ballast.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, max(4096, free - (left << 10)))
+            code = site.live(after=2.5, drain=False)
+            assert code in (71, -signal.SIGKILL), site.told()
+            job = site.jobs().get(job_id)
+            assert job is None or job.status.state != State.FAILED, (left, job.status, site.told())
+            ballast.unlink()
+            site.finish()
+            assert site.check()["failed"] == 0
+        assert site.check() == {"published": 6}
+
+
+def test_a_clock_that_goes_back(tmp_path: Path) -> None:
+    """Dates rise all the same, clients see what is new, versions of a commit rise."""
+    with crash_site("clock", names=("alpha",), versions=3) as site:
+        place = site.place
+        pocket = place.site.pockets["staging"]
+        publications = place.context.archive(pocket).publications
+        apt = AptClient(folder=tmp_path)
+        apt.configure(
+            f"Types: deb\nURIs: {file_uri(publications.root)}\nSuites: staging\n"
+            f"Components: main\nSigned-By: {publications.root}/key.asc\n"
+        )
+        versions = []
+        for number, clock in enumerate((0, -3600, -7200)):
+            site.submit("staging", "alpha", number)
+            dev = site.submit("dev", "alpha", 0)
+            assert site.live(clock=clock) == 0, site.told()
+            versions.append(job_of(site, dev.id).status.version)
+            apt.update()
+            assert apt.candidate("alpha") == f"1.{number}"
+        assert site.check() == {"published": 6}
+        dates = [publications.date(number) for number in publications.numbers()]
+        assert dates == sorted(set(dates))
+        for lower, higher in itertools.pairwise(versions):
+            run(["dpkg", "--compare-versions", lower, "lt", higher])
+
+
+def test_a_key_that_is_away_for_a_while() -> None:
+    """What was built waits for it, and is not built again."""
+    with crash_site("key", names=("alpha",)) as site:
+        gnupg = site.place.directory / "gnupg"
+        kept = gnupg / "private-keys-v1.d"
+        kept.rename(gnupg / "away")
+        run(["gpgconf", "--homedir", gnupg, "--kill", "gpg-agent"])
+        job_id = site.submit("staging", "alpha", 0).id
+        pid = site.start(drain=False)
+        job = until(lambda: site.jobs().get(job_id))
+        until(lambda: job.status.state == State.WAITING, site.told())
+        assert "is not in" in job.status.reasons[0]["message"]
+        assert job.status.stage == "publish"
+        shutil.rmtree(kept, ignore_errors=True)
+        (gnupg / "away").rename(kept)
+        run(["gpgconf", "--homedir", gnupg, "--kill", "gpg-agent"])
+        until(lambda: job.status.final, site.told())
+        os.kill(pid, signal.SIGTERM)
+        assert site.wait() == 0
+        assert site.check() == {"published": 1}
+        assert sorted(p.name for p in (job.directory / "attempts").iterdir()) == [
+            "build-1",
+            "export-1",
+        ]
+
+
+def test_a_mirror_that_is_gone_fails_the_job_and_nothing_else(tmp_path: Path) -> None:
+    with places.canned() as (place, worker):
+        repo = packages.native(tmp_path / "greet")
+        place.package(repo)
+        answer = cannedworker.failing("base-failed", "the mirror does not answer", Blame.ROOM)
+        good = worker.answers["build"]
+        worker.answers["build"] = answer
+        failed = place.submitted("staging", repo)
+        assert (failed.status.state, failed.status.blame) == (State.FAILED, "room")
+        worker.answers["build"] = good
+        assert place.submitted("staging", repo).status.state == State.PUBLISHED
+        assert place.cli("fsck").code == 0
