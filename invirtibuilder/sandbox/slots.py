@@ -55,7 +55,10 @@ def taken(
     found = slots(domain, numbers)
     for slot in found:
         for name in ("", *FOLDERS):
-            (slot.directory / name).mkdir(parents=True, exist_ok=True, mode=0o711)
+            (slot.directory / name).mkdir(parents=True, exist_ok=True)
+        # Its trees hold set-user-ID programs of strangers: whoever could start one of them on this
+        # machine would be the owner of every tree here. Sandboxes do not need the way.
+        slot.directory.chmod(0o700)
     with ExitStack() as stack:
         yield _free(stack, found, stop, waiting)
 

@@ -72,6 +72,7 @@ def answers(
     for name in (work, work / "worker", slot, slot / "layers", work / "archive"):
         name.mkdir()
         name.chmod(0o711)
+    slot.chmod(0o700)
     (slot / "bases").symlink_to(base.directory.parents[1])
     machine.place(work / "probes", machine.inside)
     _archive(machine, work)

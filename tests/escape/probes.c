@@ -4,6 +4,7 @@
  *     probes host         holds what probes look for on the machine, until standard input ends
  *     probes daemon       becomes a daemon that build code must not find alive
  *     probes privileges   says whether this process has root's id or capabilities
+ *     probes identity     prints who it runs as
  *     probes give PATH    gives a program capabilities
  *
  * What is looked for (paths, ports, process ids) is in the file "targets" beside the program, a
@@ -1270,6 +1271,8 @@ int main(int count, char **words)
 		return give(words[2]);
 	if (count != 2)
 		return 64;
+	if (!strcmp(words[1], "identity"))
+		return printf("%d\n", geteuid()) < 0;
 	if (!strcmp(words[1], "privileges"))
 		return !has_more();
 	if (load_targets())
