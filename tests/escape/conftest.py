@@ -63,10 +63,16 @@ def isolation(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def answers(
-    isolation: str, machine: Machine, base: Base, base_spec: BaseSpec, ids: Ids
-) -> Iterator[Answers]:
+def answers(log: bytes) -> Answers:
     """What the probes say in the sandboxes of one export and one build, by PHASE/USER/COMMAND."""
+    return results(log)
+
+
+@pytest.fixture(scope="session")
+def log(
+    isolation: str, machine: Machine, base: Base, base_spec: BaseSpec, ids: Ids
+) -> Iterator[bytes]:
+    """The log of one export and one build with the probes."""
     work = machine.directory / isolation
     slot = work / "worker/slot-1"
     for name in (work, work / "worker", slot, slot / "layers", work / "archive"):
@@ -100,15 +106,15 @@ def answers(
         order = Order(kind="export", job="escape", attempt="1", room=room, content=said)
         inputs = {"export.json": work / "export.json", "repository.bundle": work / "bundle"}
         write_order(work / "export.tar", order, inputs)
-        with (work / "log").open("w+b") as log:
+        with (work / "log").open("w+b") as output:
             argv = [sys.executable, "-m", "tests.escape.launcher", str(work)]
             try:
-                with machine.started(argv, log.fileno()) as process:
+                with machine.started(argv, output.fileno()) as process:
                     code = process.wait(600)
-                log.seek(0)
-                text = log.read()
+                output.seek(0)
+                text = output.read()
                 assert code == 0, text[-5000:].decode("utf-8", "replace")
-                yield results(text)
+                yield text
             finally:
                 for layer in (slot / "layers").iterdir():
                     layers.discard(layer, ids)

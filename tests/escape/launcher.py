@@ -8,6 +8,7 @@ export.tar (an order), probes/ and worker/slot-1/; the log is standard output.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,8 @@ class Probing(Workshop):
     def sandbox(
         self, lowers: Sequence[Path], *, binds: Sequence[Bind] = (), **options: Any
     ) -> Sandbox:
+        text = json.dumps([str(path.resolve()) for path in lowers])
+        os.write(self.log_fd, f"LOWERS {self.phase} {text}\n".encode())
         binds = [*binds, Bind(source=self.probes, target=PLACE)]
         return super().sandbox(lowers, binds=binds, **options)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from invirtibuilder.sandbox.base import Base
 from tests.escape.conftest import Answers
 from tests.escape.expected import ISOLATIONS, PROBES, WITHOUT, Probe
 
@@ -76,3 +79,17 @@ def test_the_proxy_itself_refuses(answers: Answers) -> None:
         assert found.pop("proxy: the mirror") == "open"
         assert len(found) == 8
         assert set(found.values()) == {"denied: 403"}
+
+
+def test_only_the_build_is_over_what_was_installed(log: bytes, base: Base) -> None:
+    """What a maintainer script leaves, an apt.conf for one, is never in reach of other phases."""
+    found: dict[str, set[str]] = {}
+    for line in log.decode().splitlines():
+        if line.startswith("LOWERS "):
+            _, phase, text = line.split(" ", 2)
+            found.setdefault(phase, set()).update(json.loads(text))
+    root, tools = str(base.root.resolve()), str(base.tools.resolve())
+    assert found["resolve"] == found["install"] == {root}
+    assert found["export"] == {tools, root}
+    (layer,) = found["build"] - {tools, root}
+    assert "/slot-1/layers/" in layer
