@@ -17,11 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from invirtibuilder import hosting, model, quotas
+from invirtibuilder import entries, hosting, model, quotas
 from invirtibuilder.errors import Denied, Fault, Malformed, NotFound, Refused
 from invirtibuilder.spool import local_principal
-from invirtibuilder.stages.admit import assess
+from invirtibuilder.stages.assess import assess
 from invirtibuilder.stages.context import Context
+from invirtibuilder.stages.promote import assess_promotion
+from invirtibuilder.stages.rollback import assess_rollback
 
 MAX_LINE = 16 << 10
 DEADLINE = 30.0
@@ -110,6 +112,8 @@ def _read(connection: socket.socket) -> dict[str, Any]:
 
 def _check(context: Context, principal: str, question: dict[str, Any]) -> dict[str, Any]:
     """Whether a submission would be admitted. Raises Refused with all reasons."""
+    if "action" in question:
+        return _check_act(context, principal, question)
     pocket = model.pocket_name(question.get("pocket"))
     reasons = quotas.excess(context, principal, pocket)
     try:
@@ -126,6 +130,23 @@ def _check(context: Context, principal: str, question: dict[str, Any]) -> dict[s
     if reasons:
         raise Refused(reasons)
     return {"commit": admission.commit, "version": admission.version}
+
+
+def _check_act(context: Context, principal: str, question: dict[str, Any]) -> dict[str, Any]:
+    """What a promotion or a rollback would do. Raises Refused with all reasons."""
+    entry = entries.new(
+        str(question["action"]), list(question.get("args", ())), principal=principal, via="question"
+    )
+    first, second, *packages = entry["args"]
+    if entry["action"] == "promote":
+        return assess_promotion(
+            context, principal=principal, origin=first, target=second, packages=packages
+        )
+    if entry["action"] == "rollback":
+        return assess_rollback(
+            context, principal=principal, pocket=first, moment=second, packages=packages
+        )
+    raise Malformed(f"nothing is to be checked of {entry['action']}")
 
 
 def _sources(context: Context, principal: str, question: dict[str, Any]) -> dict[str, Any]:

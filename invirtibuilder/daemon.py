@@ -218,6 +218,10 @@ class Daemon:
                 raise Refused(why)
             job = self._context.jobs.create(request)
             self.log(f"job {job.id}: {' '.join(request.args)} by {request.principal}")
+        elif request.action in ("promote", "rollback"):
+            job = self._context.jobs.create(request)
+            words = " ".join((request.action, *request.args))
+            self.log(f"job {job.id}: {model.printable(words)[:300]} by {request.principal}")
         elif request.action == "cancel":
             self._cancel(request, self._context.jobs.get(request.args[0]))
         elif request.action == "retry":

@@ -24,7 +24,12 @@ ACTIONS = {
     "cancel": (model.job_id,),
     "retry": (model.job_id,),
     "base-refresh": (model.pocket_name,),
+    "promote": (model.pocket_name, model.pocket_name),
+    "rollback": (model.pocket_name, model.moment),
 }
+# Action -> how many packages follow, at least.
+PACKAGES = {"promote": 1, "rollback": 0}
+MAX_PACKAGES = 1000
 FIELDS = frozenset({"v", "id", "action", "args", "principal", "via", "addr", "time"})
 
 
@@ -68,17 +73,26 @@ def checked(value: object) -> dict[str, Any]:
     args = value["args"]
     if checks is None:
         raise Malformed(f"unknown action {model.printable(str(value['action']))!r}")
-    if not isinstance(args, list) or len(args) != len(checks):
+    least = PACKAGES.get(str(value["action"]))
+    if not isinstance(args, list) or len(args) < len(checks) + (least or 0):
         raise Malformed(f"{value['action']} takes {len(checks)} arguments")
+    more = len(args) - len(checks)
+    if more > (0 if least is None else MAX_PACKAGES):
+        raise Malformed(f"{value['action']} takes no more arguments than {len(args) - more}")
     for name in ("via", "addr", "time"):
         text = value[name]
         if not isinstance(text, str) or len(text) > 256 or not text.isprintable():
             raise Malformed(f"a request's {name} must be printable text")
     model.job_id(value["id"])
-    for check, arg in zip(checks, args, strict=True):
+    for check, arg in zip((*checks, *[model.package_name] * more), args, strict=True):
         check(arg)
     model.principal(value["principal"])
     return value
+
+
+def pocket(action: str, args: Sequence[str]) -> str:
+    """The pocket that a request changes; the jobs of a request are that pocket's."""
+    return args[1] if action == "promote" else args[0]
 
 
 def put(queue: str | os.PathLike[str], value: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 jobs/ID/request.json   the submission as it was accepted
 jobs/ID/state.json     state, stage, reasons: replaced at each move
 jobs/ID/cancel         who asked for a cancel, if anybody did
+jobs/ID/part-of        the job that this one is published with, if it is a part of one
+jobs/ID/nudge          there while a waiting job is to look again
 jobs/ID/journal        one line a move or remark, with UTC time: the short log
 jobs/ID/STAGE.json     the facts that a stage wrote; a stage with facts is done
 jobs/ID/attempts/      runs of orders, each with its full log
@@ -18,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from invirtibuilder import files, model
+from invirtibuilder import entries, files, model
 from invirtibuilder.errors import Malformed, NotFound, Reason
 from invirtibuilder.spool import Request, parse
 from invirtibuilder.states import FINAL, State, check_move
@@ -60,7 +62,7 @@ class Job:
 
     @property
     def pocket(self) -> str:
-        return self.request.args[0]
+        return entries.pocket(self.request.action, self.request.args)
 
     @property
     def package(self) -> str:
@@ -68,7 +70,15 @@ class Job:
 
     @property
     def committish(self) -> str:
-        return self.request.args[2]
+        return self.request.args[2] if self.request.action == "submit" else ""
+
+    @property
+    def part_of(self) -> str:
+        """The job that this one is a part of, and is published with; or nothing."""
+        try:
+            return files.read_capped(self.directory / "part-of", limit=4096).decode()
+        except FileNotFoundError:
+            return ""
 
     @property
     def status(self) -> Status:
@@ -76,6 +86,8 @@ class Job:
         value = files.read_json(self.directory / "state.json")
         value["state"] = State(value["state"])
         value["reasons"] = tuple(value["reasons"])
+        if (self.directory / "nudge").exists():
+            value["wake"] = ""
         return replace(Status(**value), cancel_by=self.cancel_asked)
 
     def move(
@@ -90,6 +102,9 @@ class Job:
         """Go to another state, or raise IllegalMove. Journal first, then the state itself."""
         old = self.status
         check_move(old.state, new)
+        if old.state == State.WAITING:
+            # Before it looks again: what comes from now on is told by another.
+            (self.directory / "nudge").unlink(missing_ok=True)
         self.remark(f"{old.state} -> {new}" + (f": {why}" if why else ""))
         self._write(
             replace(
@@ -126,6 +141,11 @@ class Job:
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
+
+    def nudge(self) -> None:
+        """Have a waiting job look again at once: what it waits for may have come."""
+        # A file of its own, as for a cancel.
+        files.write_atomic(self.directory / "nudge", "")
 
     def ask_cancel(self, principal: str) -> None:
         """Record that somebody wants this job to stop; the pipeline looks at every turn."""
@@ -185,8 +205,11 @@ class Jobs:
         self._clock = clock
         self._over: set[str] = set()
 
-    def create(self, request: Request) -> Job:
-        """Make a job of a submission, or return it when it exists already."""
+    def create(self, request: Request, *, part_of: str = "") -> Job:
+        """Make a job of a request, or return it when it exists already.
+
+        One that is `part_of` another job is published with that one.
+        """
         target = self.directory / request.id
         if not target.exists():
             beside = self.directory / f".{request.id}"
@@ -195,6 +218,8 @@ class Jobs:
             files.write_json(beside / "request.json", request.as_json())
             status = Status(state=State.QUEUED, stage="", since=model.iso(self._clock()))
             files.write_json(beside / "state.json", asdict(status))
+            if part_of:
+                files.write_atomic(beside / "part-of", part_of)
             beside.rename(target)
             files.sync_directory(self.directory)
             Job(target, self._clock).remark(

@@ -19,7 +19,9 @@ from invirtibuilder.stages.events import log_tail, payload
 from invirtibuilder.stages.export import export
 from invirtibuilder.stages.notify import notify
 from invirtibuilder.stages.orders import stop_running
+from invirtibuilder.stages.promote import admit_promotion, give_up, promote, rebuild
 from invirtibuilder.stages.publish import publish
+from invirtibuilder.stages.rollback import admit_rollback, roll_back
 from invirtibuilder.stages.transaction import COMMITTED
 from invirtibuilder.stages.verify import verify
 from invirtibuilder.states import State
@@ -35,6 +37,24 @@ STAGES: tuple[tuple[str, Stage], ...] = (
     ("publish", publish),
     ("notify", notify),
 )
+
+PROMOTION: tuple[tuple[str, Stage], ...] = (
+    ("admit", admit_promotion),
+    ("announce", announce),
+    ("rebuild", rebuild),
+    ("publish", promote),
+    ("notify", notify),
+)
+
+ROLLBACK: tuple[tuple[str, Stage], ...] = (
+    ("admit", admit_rollback),
+    ("announce", announce),
+    ("publish", roll_back),
+    ("notify", notify),
+)
+
+LINES = {"submit": STAGES, "promote": PROMOTION, "rollback": ROLLBACK}
+"""By the action that was asked for."""
 
 VERDICT = "verdict"
 RETRY = timedelta(seconds=30)
@@ -52,7 +72,7 @@ def advance(context: Context, job: Job) -> None:
     if job.status.state in (State.QUEUED, State.WAITING):
         job.move(State.RUNNING)
     try:
-        for name, stage in STAGES:
+        for name, stage in LINES[job.request.action]:
             if job.fact(VERDICT) is not None:
                 break
             if job.fact(name) is not None:
@@ -130,13 +150,18 @@ def _conclude(context: Context, job: Job) -> None:
     )
     context.events.queue(job.id, "failed", told)
     _let_go(context, job)
+    give_up(context, job)
     why = "; ".join(r.message.split("\n", 1)[0] for r in reasons)
     job.move(state, why, reasons=reasons, blame=verdict["blame"])
+    if job.part_of:
+        whole = context.jobs.get(job.part_of)
+        whole.nudge()
+        context.tell(whole)
 
 
 def _let_go(context: Context, job: Job) -> None:
     """Drop the refs that held the objects of a job that is over."""
-    if not context.site.package_repository(job.package).is_dir():
+    if not job.package or not context.site.package_repository(job.package).is_dir():
         return
     repository = context.repository(job.package)
     for name in repository.refs(f"refs/invirtibuilder/jobs/{job.id}/"):

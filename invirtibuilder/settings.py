@@ -129,6 +129,21 @@ class Pocket:
         """Where that package has them."""
         return f"/usr/share/keyrings/{self.keyring}.asc"
 
+    @property
+    def environment(self) -> Mapping[str, object]:
+        """Where and how its packages are built, by the configuration's keys."""
+        return {
+            "suite": self.suite,
+            "components": self.components,
+            "mirror": self.mirror,
+            "extra_sources": self.extra_sources,
+            "architectures": self.architectures,
+            "isolation": self.isolation,
+            "trust_domain": self.domain,
+            "build_profiles": self.profiles,
+            "build_options": self.options,
+        }
+
     def kept_ref(self, version: str) -> str:
         """The daemon's own ref that holds a published commit."""
         return f"refs/invirtibuilder/{self.name}/{model.tag_version(version)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,6 +98,21 @@ class Superproject:
         with gitobjects.opened(self.path) as repo:
             entry = _entry(repo, model.commit_id(commit), "records", name)
             return _json(repo, entry[0]) if entry else None
+
+    def records_of(self, branch: str, package: str) -> Iterator[dict[str, Any]]:
+        """All records that a package has ever had on the branch, the newest first."""
+        tip = self.tip(branch)
+        path = f"records/{model.package_name(package)}.json"
+        listed = git(self.path, "rev-list", tip, "--", path).text.split() if tip else []
+        for commit in listed:
+            if record := self.record_at(commit, package):
+                yield record
+
+    def record_ids(self, commit: str) -> dict[str, str]:
+        """The id of each record's content in a commit, by package: equal ones are equal."""
+        with gitobjects.opened(self.path) as repo:
+            entries = _folder(_root(repo, model.commit_id(commit)), repo, "records")
+            return {name.removesuffix(".json"): sha.hex() for name, (sha, _) in entries.items()}
 
     def date(self, commit: str) -> datetime:
         """When a commit of the superproject was made, in UTC."""

@@ -8,7 +8,7 @@ from invirtibuilder import model
 from invirtibuilder.cli.command import Command, load_site, me, say, show
 from invirtibuilder.door import submit as door
 from invirtibuilder.errors import Malformed, Reason, Refused, Unavailable
-from invirtibuilder.stages.admit import assess
+from invirtibuilder.stages.assess import assess
 
 
 class Check(Command):

@@ -23,6 +23,8 @@ COMMANDS = {
     "worker": "worker.Worker",
     "check": "check.Check",
     "submit": "submit.Submit",
+    "promote": "move.Promote",
+    "rollback": "move.Rollback",
     "status": "status.Status",
     "log": "log.Log",
     "queue": "queue_.Queue",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from invirtibuilder import model
+from invirtibuilder.cli.arguments import add_promotion, add_rollback
 from invirtibuilder.cli.command import Command, say
 from invirtibuilder.cli.follow import EXITS
 from invirtibuilder.errors import Exit, MachineFault, Malformed, Reason, Refused, Unavailable
@@ -26,6 +27,8 @@ COMMAND = b"build"
 """The command in remctld's configuration; our verbs are its subcommands."""
 VERBS = {
     "submit": ("POCKET PACKAGE COMMIT", "queue a commit for a pocket; prints the job's id"),
+    "promote": ("FROM TO PACKAGE...", "bring packages from one pocket to another"),
+    "rollback": ("POCKET COMMIT|DATE [PACKAGE...]", "put a pocket back to what it was"),
     "check": ("POCKET PACKAGE COMMIT", "say whether it would be admitted, with all reasons if not"),
     "status": ("[JOB]", "show one job, or the latest ones"),
     "log": ("JOB", "print a job's log"),
@@ -74,6 +77,10 @@ class Remote(Command):
         words = [] if args.argument is None else [args.argument]
         if args.verb in ("submit", "check"):
             words = [args.pocket, args.package, resolved(args.commit, check=not args.no_check)]
+        elif args.verb == "promote":
+            words = [args.origin, args.target, *args.packages]
+        elif args.verb == "rollback":
+            words = [args.pocket, args.when, *args.package]
         if args.follow:
             words.append("follow")
         if args.which:
@@ -121,10 +128,14 @@ def _add_verb(verb: str, arguments: str, parser: argparse.ArgumentParser) -> Non
             action="store_true",
             help="whether or not it was pushed; what is not known here is sent as it is",
         )
+    elif verb == "promote":
+        add_promotion(parser)
+    elif verb == "rollback":
+        add_rollback(parser)
     elif arguments:
         nargs = "?" if arguments.startswith("[") else None
         parser.add_argument("argument", metavar=arguments.strip("[]"), nargs=nargs)
-    if verb in ("submit", "retry"):
+    if verb in ("submit", "retry", "promote", "rollback"):
         parser.add_argument(
             "--wait", action="store_true", help="follow the job and end with its verdict"
         )

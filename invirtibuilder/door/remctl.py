@@ -112,6 +112,31 @@ def _submit(call: Call, args: Sequence[str]) -> int:
     return Exit.OK
 
 
+def _promote(call: Call, args: Sequence[str]) -> int:
+    return _act(call, "promote", args, "promote")
+
+
+def _rollback(call: Call, args: Sequence[str]) -> int:
+    # Who may submit to a backtracking pocket may also roll it back.
+    rights = call.table.rights(call.principal, args[0])
+    back = call.table.pockets.get(args[0], {}).get("allow_backtracking")
+    return _act(call, "rollback", args, "submit" if back and "submit" in rights else "rollback")
+
+
+def _act(call: Call, action: str, args: Sequence[str], right: str) -> int:
+    """Queue a promotion or a rollback unless the daemon refuses it."""
+    entry = entries.new(action, args, principal=call.principal, via=call.via, addr=call.addr)
+    call.table.require(call.principal, entries.pocket(action, args), right)
+    answer = daemon.submit(call.table.queue, call.table.socket, entry)
+    print(entry["id"], flush=True)
+    if answer is None:
+        say("accepted, but not checked yet: the daemon does not answer")
+    else:
+        for each in answer["packages"]:
+            say(f"accepted: {each['package']}: {each['how']}")
+    return Exit.OK
+
+
 def _check(call: Call, args: Sequence[str]) -> int:
     words = _submission(call, args)
     answer = daemon.check(call.table.socket, words, call.principal)
@@ -268,6 +293,9 @@ def _sources(call: Call, args: Sequence[str]) -> int:
 SOURCES = ("sources", "preferences", "downgrade", "at")
 
 
+MORE = ("...", "...]")
+
+
 class Verb:
     """A row of the table of verbs."""
 
@@ -284,7 +312,7 @@ class Verb:
         self.more = more
         words = arguments.split()
         self.least = sum(not word.startswith("[") for word in words)
-        self.most = len(words)
+        self.most = entries.MAX_PACKAGES if arguments.endswith(MORE) else len(words)
 
 
 def _help(call: Call, args: Sequence[str]) -> int:
@@ -316,6 +344,20 @@ VERBS = {
         "POCKET PACKAGE COMMIT",
         "queue a commit for a pocket; prints the job's id",
         f"COMMIT is an id, a tag or a branch that has been pushed. Keep the id.\n{KEEP}",
+    ),
+    "promote": Verb(
+        _promote,
+        "FROM TO PACKAGE...",
+        "bring packages from one pocket to another; prints the job's id",
+        "All of them in one publication, or none: the very files, or built again where those\n"
+        f"cannot be used. Needs the right `promote` in TO.\n{KEEP}",
+    ),
+    "rollback": Verb(
+        _rollback,
+        "POCKET COMMIT|DATE [PACKAGE...]",
+        "put a pocket, or packages of it, back to what they were; prints the job's id",
+        "COMMIT is one of the superproject, DATE is in UTC. It is a new publication; clients go\n"
+        f"back to lower versions with what `sources POCKET downgrade` prints.\n{KEEP}",
     ),
     "check": Verb(_check, "POCKET PACKAGE COMMIT", "say whether a submission would be admitted"),
     "status": Verb(_status, "[JOB]", "show a job, or the latest ones"),

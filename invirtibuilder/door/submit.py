@@ -21,13 +21,18 @@ MAX_ANSWER = 1 << 20
 
 
 def submit(queue: Path, daemon: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
-    """Queue a submission unless the daemon refuses it. Raises Refused with all reasons.
+    """Queue a request for a job unless the daemon refuses it. Raises Refused with all reasons.
 
     Returns the daemon's answer; None when it is down: then it is accepted all the same,
     unchecked.
     """
+    answer: dict[str, Any] | None
     try:
-        answer = check(daemon, entry["args"], entry["principal"])
+        if entry["action"] == "submit":
+            answer = check(daemon, entry["args"], entry["principal"])
+        else:
+            words = ("action", "args", "principal")
+            answer = asked(daemon, {"verb": "check", **{word: entry[word] for word in words}})
     except Unavailable:
         answer = None
     entries.put(queue, entry)
@@ -47,7 +52,7 @@ def check(daemon: Path, args: Sequence[str], principal: str) -> dict[str, Any]:
     return asked(daemon, question)
 
 
-def asked(daemon: Path, question: dict[str, str]) -> dict[str, Any]:
+def asked(daemon: Path, question: dict[str, Any]) -> dict[str, Any]:
     """The daemon's answer. Raises Refused with its reasons, and Unavailable when it is down."""
     answer = _ask(daemon, question)
     if not answer.get("ok"):
@@ -55,7 +60,7 @@ def asked(daemon: Path, question: dict[str, str]) -> dict[str, Any]:
     return answer
 
 
-def _ask(daemon: Path, question: dict[str, str]) -> dict[str, Any]:
+def _ask(daemon: Path, question: dict[str, Any]) -> dict[str, Any]:
     data = b""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

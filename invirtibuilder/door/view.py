@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-from invirtibuilder import model
+from invirtibuilder import entries, model
 from invirtibuilder.errors import Malformed, NotFound, Reason
 from invirtibuilder.states import FINAL
 
@@ -30,7 +30,7 @@ class View:
         self.request: dict[str, Any] = _read(os.path.join(directory, "request.json"))
         self.state: dict[str, Any] = _read(os.path.join(directory, "state.json"))
         self.principal = str(self.request["principal"])
-        self.pocket = str(self.request["args"][0])
+        self.pocket = str(entries.pocket(self.request["action"], self.request["args"]))
 
     @property
     def final(self) -> bool:
@@ -47,7 +47,7 @@ class View:
             state["state"],
             "" if self.final else state["stage"],
             self.pocket,
-            args[1] if len(args) > 1 else self.request["action"],
+            args[1] if self.request["action"] == "submit" else self.request["action"],
             state["version"],
             model.printable(self.principal),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,31 +60,28 @@ def _control(manifest: Manifest) -> dict[str, dict[str, str]]:
 
 def _published_before(context: Context, job: Job, pocket: Pocket) -> Job | None:
     """The job that built this very version of this commit for a pocket like this one."""
-    admitted = job.need("admit")
     for other in context.site.pockets.values():
-        record = context.superproject.record(other.branch, job.package)
-        if (
-            record is None
-            or (record["version"], record["commit"]) != (admitted["version"], admitted["commit"])
-            or _environment(other) != _environment(pocket)
-        ):
+        if other.environment != pocket.environment:
             continue
-        directory = context.site.jobs / str(record["job"])
-        if (directory / "artifacts").is_dir():
-            earlier = Job(directory, context.clock)
-            same = earlier.need("export")["files"] == job.need("export")["files"]
-            if same and earlier.status.state == State.PUBLISHED:
-                return earlier
+        for record in _records(context, job, other):
+            directory = context.site.jobs / str(record.get("built", record["job"]))
+            if (directory / "artifacts").is_dir():
+                earlier = Job(directory, context.clock)
+                same = earlier.need("export")["files"] == job.need("export")["files"]
+                if same and earlier.status.state == State.PUBLISHED:
+                    return earlier
     return None
 
 
-def _environment(pocket: Pocket) -> tuple[object, ...]:
-    """Where and how a pocket's packages are built, as far as its configuration says."""
-    return (
-        *(pocket.suite, pocket.components, pocket.mirror, pocket.extra_sources),
-        *(pocket.architectures, pocket.isolation, pocket.domain),
-        *(pocket.profiles, pocket.options),
-    )
+def _records(context: Context, job: Job, pocket: Pocket) -> Iterator[dict[str, Any]]:
+    """The pocket's records of this version of this commit, now and, after a rollback, before."""
+    admitted = job.need("admit")
+    kept = context.repository(job.package).ref(pocket.kept_ref(admitted["version"]))
+    if kept == admitted["commit"]:
+        wanted = (admitted["version"], admitted["commit"])
+        for record in context.superproject.records_of(pocket.branch, job.package):
+            if (record["version"], record["commit"]) == wanted:
+                yield record
 
 
 def _reused(job: Job, earlier: Job) -> dict[str, Any]:

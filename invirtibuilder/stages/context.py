@@ -80,6 +80,8 @@ class Context:
     clock: Callable[[], datetime]
     stopping: Callable[[], bool]
     ready: ReadyJobs = field(default_factory=ReadyJobs)
+    tell: Callable[[Job], None] = lambda job: None
+    """Tells the daemon that a job is new, or is to be looked at again."""
 
     @property
     def superproject(self) -> Superproject:

@@ -32,7 +32,8 @@ def payload(
         "state": state,
         "stage": job.status.stage,
         "pocket": job.pocket,
-        "package": job.package,
+        "action": job.request.action,
+        "package": " ".join(_packages(job, admitted)),
         "committish": job.committish,
         "principal": job.request.principal,
         "via": job.request.via,
@@ -47,6 +48,13 @@ def payload(
         "superproject_commit": published.get("superproject_commit", ""),
         "files": published.get("files", []),
     }
+
+
+def _packages(job: Job, admitted: dict[str, Any]) -> list[str]:
+    """The package; of a promotion or rollback, all of them."""
+    if job.request.action == "submit":
+        return [job.package]
+    return [p["package"] for p in admitted.get("packages", ())] or [*job.request.args[2:]]
 
 
 def log_tail(job: Job) -> str:

@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder import debchanges, files, model
-from invirtibuilder.errors import PackageFault
+from invirtibuilder.errors import PackageFault, Reason, Refused
+from invirtibuilder.jobs import Job
+from invirtibuilder.settings import Pocket
+from invirtibuilder.stages.context import Context
+
+RECORD = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,118 @@ class Upload:
         """The upstream tarballs and their signatures."""
         prefix = f"{self.package}_{model.upstream_version(self.version)}.orig"
         return [path for path in self.files if path.name.startswith(prefix)]
+
+
+def made_upload(job: Job) -> Upload:
+    """The source package and the binaries that a job has made."""
+    admitted, built, verified = job.need("admit"), job.need("build"), job.need("verify")
+    made = [*job.need("export")["files"], *built["files"]]
+    folders = (job.directory / "source", job.directory / "artifacts")
+    return Upload(
+        package=job.package,
+        version=admitted["version"],
+        files=tuple(path for folder in folders for path in sorted(folder.iterdir())),
+        sha256={file["name"]: file["sha256"] for file in made},
+        dsc=job.need("export")["dsc"],
+        binaries=tuple(verified["binaries"]),
+        packages=tuple(control["Package"] for control in built["debs"].values()),
+        urgency=admitted["urgency"],
+        maintainer=admitted["maintainer"],
+        changes=tuple(admitted["changes"]),
+    )
+
+
+def made_record(job: Job, pocket: Pocket) -> dict[str, Any]:
+    """All from which this publication can be re-created; `built` has the files."""
+    admitted, exported = job.need("admit"), job.need("export")
+    built, verified = job.need("build"), job.need("verify")
+    return {
+        "v": RECORD,
+        "job": job.id,
+        "built": job.id,
+        "principal": job.request.principal,
+        "via": job.request.via,
+        "requested": job.request.time,
+        "pocket": pocket.name,
+        "package": job.package,
+        "commit": admitted["commit"],
+        "tree": admitted["tree"],
+        "version": admitted["version"],
+        "changelog_version": admitted["changelog_version"],
+        "changelog_entry": admitted["changelog_entry"],
+        "stamp": admitted["stamp"],
+        "pristine_tar": admitted["pristine_tar"],
+        "upstream_tag": admitted["upstream_tag"],
+        "orig_from": exported["orig_from"],
+        "differences": exported["differences"],
+        "dsc": exported["dsc"],
+        "files": _sorted(exported["files"], built["files"]),
+        "binaries": {
+            built["debs"][name]["Package"]: built["debs"][name]["Version"]
+            for name in verified["binaries"]
+        },
+        "buildinfo": verified["buildinfo"],
+        "environment": {"export": exported["environment"], "build": built["environment"]},
+        "reused": built["reused"],
+        "backtracking": pocket.allow_backtracking,
+    }
+
+
+def record_again(record: Mapping[str, Any], job: Job, pocket: Pocket, **why: str) -> dict[str, Any]:
+    """A record of the same files, published once more because this job asked for it."""
+    dropped = ("publication", "published", "promoted_from", "rolled_back_to")
+    return {
+        **{key: value for key, value in record.items() if key not in dropped},
+        "job": job.id,
+        "built": str(record.get("built", record["job"])),
+        "principal": job.request.principal,
+        "via": job.request.via,
+        "requested": job.request.time,
+        "pocket": pocket.name,
+        **why,
+    }
+
+
+def _sorted(*lists: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted((file for files_ in lists for file in files_), key=lambda f: str(f["name"]))
+
+
+def kept_upload(context: Context, pocket: Pocket, record: Mapping[str, Any]) -> Upload:
+    """The very files that a record names: from the job that made them, or the pocket's pool.
+
+    Raises Refused (code files-gone) when one is no longer kept.
+    """
+    package, version = str(record["package"]), str(record["version"])
+    directory = context.site.jobs / str(record.get("built", record["job"]))
+    pool = context.archive(pocket).publications.root / "pool"
+    initial = package[:4] if package.startswith("lib") else package[0]
+    folders = [directory / "source", directory / "artifacts", *pool.glob(f"*/{initial}/{package}")]
+    found, gone = [], []
+    wanted = {f["name"]: f["sha256"] for f in record["files"]}
+    wanted = {n: sha for n, sha in wanted.items() if not n.endswith(".buildinfo")}
+    for name, expected in wanted.items():
+        there = (files.contained(folder, name) for folder in folders)
+        path = next((p for p in there if p.is_file() and sha256(p) == expected), None)
+        found += [path] if path else []
+        gone += [] if path else [name]
+    if gone:
+        message = f"{package} {version}: {', '.join(gone)} is no longer kept"
+        hint = f"pockets: {pocket.name}: retention says how long; submit its commit again"
+        raise Refused([Reason(code="files-gone", message=message, hint=hint)])
+    told = (Job(directory).fact("admit") if (directory / "request.json").is_file() else None) or {}
+    dsc = debchanges.parse_dsc(next(p for p in found if p.name == record["dsc"]).read_bytes())
+    return Upload(
+        package=package,
+        version=version,
+        files=tuple(found),
+        sha256=wanted,
+        dsc=str(record["dsc"]),
+        binaries=tuple(n for n in wanted if n.endswith("deb")),
+        packages=tuple(record["binaries"]),
+        urgency=str(told.get("urgency", "medium")),
+        maintainer=str(told.get("maintainer", dsc.maintainer)),
+        changes=tuple(told.get("changes", ())),
+    )
 
 
 def gathered(upload: Upload, folder: Path, distribution: str, date: datetime) -> Path:

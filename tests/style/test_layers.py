@@ -36,7 +36,8 @@ ABOVE = {
 # What stages share; they import nothing else of each other.
 STAGE_HELPERS = (
     *("stages.context", "stages.events", "stages.orders"),
-    *("stages.uploads", "stages.changes", "stages.transaction", "stages.history"),
+    *("stages.assess", "stages.dependencies", "stages.uploads", "stages.changes"),
+    *("stages.transaction", "stages.history"),
 )
 # Each with its reason. An entry that is no longer needed fails.
 EXCEPTIONS = {
@@ -46,7 +47,7 @@ EXCEPTIONS = {
 # Few modules know a foreign library; none of ours is in the list of the door programs.
 FOREIGN = {
     "yaml": {"yamlread", "config"},
-    "debian": {"apt.publications", "apt.reprepro", "debsource"},
+    "debian": {"apt.packages", "apt.publications", "apt.reprepro", "debsource"},
     "inotify_simple": {"daemon"},
     "seccomp": {"sandbox.kernel", "sandbox.seccomp_filter"},
     "gssapi": {"remctl"},

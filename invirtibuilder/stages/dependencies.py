@@ -1,0 +1,123 @@
+"""Whether packages that move to another pocket leave a dependency behind, there or here.
+
+A pocket has one version of a package, so each dependency is met there, or is not: no solver is
+needed. One that neither pocket meets is the mirror's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from invirtibuilder import debsource
+from invirtibuilder.apt.packages import Alternative, BinaryPackage, known_versions, read_packages
+from invirtibuilder.errors import Reason
+from invirtibuilder.settings import Pocket
+from invirtibuilder.stages.context import Context
+
+Need = tuple[Alternative, ...]
+
+
+class _World:
+    """What a set of binary packages provides."""
+
+    def __init__(self, packages: Iterable[BinaryPackage]) -> None:
+        self.packages = list(packages)
+        self._versions: dict[str, list[tuple[str, str]]] = {}
+        for package in self.packages:
+            for name, version in ((package.name, package.version), *package.provides):
+                self._versions.setdefault(name, []).append((version, package.source))
+
+    def meets(self, need: Need) -> str:
+        """The source of a package that meets the need; nothing when there is none."""
+        for name, relation, wanted in need:
+            for version, source in self._versions.get(name, ()):
+                if _fits(version, relation, wanted):
+                    return source
+        return ""
+
+
+def _fits(version: str, relation: str, wanted: str) -> bool:
+    """Debian Policy 7.1; an unversioned Provides meets no versioned relation (7.5).
+
+    >>> _fits("1.0", ">=", "1.0~rc1"), _fits("1.0", "<<", "1.0"), _fits("", "=", "1.0")
+    (True, False, False)
+    """
+    if not relation:
+        return True
+    if not version:
+        return False
+    order = debsource.compare(version, wanted)
+    met = {
+        "<<": order < 0,
+        "<=": order <= 0,
+        "=": order == 0,
+        ">=": order >= 0,
+        ">>": order > 0,
+        "<": order <= 0,
+        ">": order >= 0,
+    }
+    return met[relation]
+
+
+def left_behind(
+    context: Context, origin: Pocket, target: Pocket, packages: Collection[str]
+) -> list[Reason]:
+    """What would break in `target` if just these came over from `origin`."""
+    there, here = _World(_binaries(context, origin)), _World(_binaries(context, target))
+    moved = [p for p in there.packages if p.source in packages]
+    names = {p.name for p in moved}
+    stay = [p for p in here.packages if p.source not in packages and p.name not in names]
+    after = _World([*stay, *moved])
+    broken = []
+    for package in moved:
+        for need in package.needs:
+            if not after.meets(need) and (source := there.meets(need)):
+                broken.append((package, need, source, f"promote {source} as well"))
+    for package in stay:
+        for need in package.needs:
+            if not after.meets(need) and (source := here.meets(need)):
+                hint = f"a version of {package.source} that goes with it has to come, too"
+                broken.append((package, need, source, hint))
+    elsewhere = _mirror([need for _, need, _, _ in broken], target)
+    return [
+        Reason(
+            code="dependency-broken",
+            message=f"{package.name} {package.version} needs {_text(need)}, which {target.name}"
+            f" would not have: it is of {source}",
+            hint=hint,
+        )
+        for package, need, source, hint in broken
+        if not elsewhere.meets(need)
+    ]
+
+
+def _binaries(context: Context, pocket: Pocket) -> list[BinaryPackage]:
+    publications = context.archive(pocket).publications
+    current = publications.current()
+    if current is None:
+        return []
+    dists = publications.path(current) / "dists" / pocket.codename
+    found: dict[tuple[str, str], BinaryPackage] = {}
+    for architecture in pocket.architectures:
+        for path in sorted(Path(dists).glob(f"*/binary-{architecture}/Packages")):
+            found |= {(p.name, p.version): p for p in read_packages(path)}
+    return list(found.values())
+
+
+def _mirror(needs: Sequence[Need], pocket: Pocket) -> _World:
+    """What this machine's APT knows of the names in question in the pocket's suite."""
+    names = sorted({name for need in needs for name, _, _ in need})
+    return _World(
+        BinaryPackage(name=name, version=version, source="the mirror", provides=(), needs=())
+        for name, version in known_versions(names, pocket.suite)
+    )
+
+
+def _text(need: Need) -> str:
+    """As in debian/control.
+
+    >>> _text((("libc6", ">=", "2.36"), ("libc6-udeb", "", "")))
+    'libc6 (>= 2.36) | libc6-udeb'
+    """
+    return " | ".join(f"{n} ({r} {v})" if r else n for n, r, v in need)
