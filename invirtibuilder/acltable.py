@@ -25,7 +25,7 @@ VERSION = 1
 LIFE = 3
 """Times `acl_refresh`: how long a program's answer counts."""
 MAX_TABLE = 256 << 20
-AT_THE_DOOR = ("submit", "cancel", "read")
+AT_THE_DOOR = ("submit", "promote", "rollback", "cancel", "read")
 """Who may do one of these in some pocket is let in by remctld."""
 
 Key = tuple[str, str, str]  # program, pocket, action

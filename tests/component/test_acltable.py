@@ -218,7 +218,7 @@ def test_remctlds_list(own: Place) -> None:
     made = acltable.write(own.site, NOW)
     path = own.directory / "run/submitters"
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
-    may = {*odd, "unix/dave@R", ALICE, "canceller@R", "reader@R"}
+    may = {*odd, "unix/dave@R", ALICE, "canceller@R", "reader@R", "promoter@R", "roller@R"}
     assert path.read_text() == made.submitters == "".join(f"princ:{n}\n" for n in sorted(may))
     assert [text for text in made.troubles if "remctld" in text] == [
         f"pocket dev: {name!r}: not in remctld's list, whose names have no spaces"

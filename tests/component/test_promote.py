@@ -16,7 +16,6 @@ from invirtibuilder.spool import Request
 from invirtibuilder.stages import promote, uploads
 from invirtibuilder.stages.promote import assess_promotion
 from invirtibuilder.states import State
-from tests.support import debs
 from tests.support.line import ME, Line
 
 
@@ -60,7 +59,6 @@ def versions(line: Line, pocket: str) -> dict[str, str]:
 
 def depending(line: Line, monkeypatch: pytest.MonkeyPatch, **depends: str) -> None:
     """Binary packages of these names, as the canned worker makes them, get these Depends."""
-    real = debs.run
 
     def build(argv: Any, **more: Any) -> Any:
         if "--build" in argv:
@@ -71,9 +69,9 @@ def depending(line: Line, monkeypatch: pytest.MonkeyPatch, **depends: str) -> No
                     control.write_text(
                         text.replace("Maintainer:", f"Depends: {needs}\nMaintainer:")
                     )
-        return real(argv, **more)
+        return run(argv, **more)
 
-    monkeypatch.setattr(debs, "run", build)
+    monkeypatch.setattr("tests.support.debs.run", build)
 
 
 def test_the_very_files_move_in_one_publication(line: Line) -> None:
@@ -184,7 +182,7 @@ def test_what_is_rebuilt_and_what_moves_come_together(line: Line) -> None:
     told: list[Job] = []
     line.context = dataclasses.replace(line.context, tell=told.append)
     line.run(whole)
-    assert whole.status.state == State.WAITING
+    assert str(whole.status.state) == State.WAITING
     assert "alpha" in whole.status.reasons[0]["message"]
     assert f"{old} is rebuilt as 1.0: its version is dev's own" in (
         (whole.directory / "journal").read_text()
@@ -193,7 +191,7 @@ def test_what_is_rebuilt_and_what_moves_come_together(line: Line) -> None:
     assert (part.package, part.pocket, part.part_of) == ("alpha", "prod", whole.id)
     # Built, but not published by itself.
     line.run(part)
-    assert part.status.state == State.WAITING
+    assert str(part.status.state) == State.WAITING
     assert line.context.superproject.tip("prod") is None
     assert told[-1].id == whole.id
     assert not whole.status.wake
@@ -203,6 +201,7 @@ def test_what_is_rebuilt_and_what_moves_come_together(line: Line) -> None:
     assert not part.status.wake
     line.run(part)
     assert part.status.state == State.PUBLISHED
+    assert len(list((line.site.events / part.id).glob("*-published.json"))) == 1
     record = line.context.superproject.record("prod", "alpha") or {}
     assert (record["job"], record["built"], record["promoted_from"]) == (part.id, part.id, "dev")
     tip = line.context.superproject.tip("prod") or ""

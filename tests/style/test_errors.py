@@ -20,6 +20,8 @@ SHARED = {
     "no-repository": "no git repository at that path",
     "no-job": "no job of that name, or none that the asker may see",
     "not-permitted": "the ACL does not let the principal, at the door or at the daemon",
+    "not-in-pocket": "a package that the pocket does not have, or did not have then",
+    "overtaken": "somebody published in between what the job had looked at",
     "not-over": "a job that still runs cannot be tried again",
     "bad-ref": "git allows no ref of that name",
     "tag-elsewhere": "the version's tag is at another commit, at admission or by publication",
