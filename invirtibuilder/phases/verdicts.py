@@ -9,6 +9,7 @@ from invirtibuilder.errors import (
     MachineFault,
     PackageFault,
     Reason,
+    RoomFault,
 )
 from invirtibuilder.order import Limits
 from invirtibuilder.sandbox.contract import Outcome
@@ -30,7 +31,8 @@ def judge(
     """Raise what the end of a command means, if it was not a good one.
 
     `output` is the end of its log; with `result` its output was a result. A limit that was
-    exceeded is named by its key in the configuration, with its value.
+    exceeded is named by its key in the configuration, with its value; it is the room's fault
+    where a failure would be, as when a maintainer script of a build dependency runs wild.
     """
     if outcome.limit == "cancelled":
         raise Cancelled("the order was cancelled")
@@ -38,11 +40,13 @@ def judge(
         raise full(what, limits)
     if outcome.limit:
         key = ("result" if result else "log") if outcome.limit == "output" else outcome.limit
-        raise PackageFault(
+        kind = RoomFault if issubclass(fault, RoomFault) else PackageFault
+        raise kind(
             f"{what} exceeded the limit on {key} ({value(limits, key)})"
             f" after {outcome.seconds:.0f} s",
             code=f"limit-{key.replace('_', '-')}",
             hint=f"the log says what it was doing; {_raising(key, package)}",
+            also=_hit(outcome, limits, package),
         )
     if outcome.code != 0:
         lines = [line for line in output.splitlines() if not line.startswith("== ")][-LINES:]

@@ -76,6 +76,27 @@ def test_cancel_stops_a_running_build(site: TestSite, tmp_path: Path) -> None:
     assert site.state("dev") == before
 
 
+def test_a_clean_target_that_changes_the_source(site: TestSite, tmp_path: Path) -> None:
+    """The commit is what is published as source, whatever the build does to its copy."""
+    repo = packages.native(tmp_path / "untidy", "untidy", "1.0")
+    rules = repo.path / "debian/rules"
+    text = rules.read_text().replace("clean:\n", "clean:\n\techo changed >>greeting\n")
+    packages.write(repo.path, {"debian/rules": text})
+    commit = packages.commit(repo.path, "A clean target that is none")
+    site.package("untidy", repo.path)
+    job = site.publish("dev", "untidy", commit)
+    source = site.directory / "jobs" / job["job"] / "source"
+    (tar,) = source.glob("*.tar.*")
+    with tarfile.open(tar) as files:
+        (member,) = [m for m in files if m.name.endswith("/greeting")]
+        content = files.extractfile(member)
+        assert content is not None
+        assert content.read() == (repo.path / "greeting").read_bytes()
+    (deb,) = (site.directory / "jobs" / job["job"] / "artifacts").glob("*.deb")
+    built = run(["sh", "-ec", 'dpkg-deb --fsys-tarfile "$1" | tar -xO ./usr', "sh", deb]).text
+    assert "changed" in built
+
+
 @contextmanager
 def served(directory: Path) -> Iterator[str]:
     handler = functools.partial(_Quiet, directory=str(directory))

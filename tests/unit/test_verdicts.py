@@ -68,6 +68,14 @@ def test_a_limit_is_named_with_its_value_and_key(limit: str, key: str, value: st
     assert f"`packages: hello: limits: {key}`" in fault.hint
 
 
+def test_a_limit_is_the_rooms_fault_where_a_failure_would_be() -> None:
+    fault = verdict(Outcome(code=-9, limit="disk", seconds=1), fault=RoomFault)
+    assert (fault.code, fault.blame) == ("limit-disk", Blame.ROOM)
+    hits = {"processes": 2}
+    fault = verdict(Outcome(code=-9, limit="idle", seconds=1, hits=hits))
+    assert [reason.code for reason in fault.reasons] == ["limit-idle", "limit-processes"]
+
+
 def test_a_result_too_large() -> None:
     fault = verdict(Outcome(code=-9, limit="output", seconds=1), result=True)
     assert fault.code == "limit-result"
