@@ -236,30 +236,25 @@ def remctld(
     log: Path | None = None,
     env: Mapping[str, str] | None = None,
     *,
-    backlog: int | None = None,
+    backlog: int = 128,
 ) -> Iterator[int]:
     """The real remctld with this configuration file; yields its port. It logs to `log`.
 
-    With a `backlog` it gets its socket as from systemd (sd_listen_fds(3)).
+    It gets its socket as from systemd (sd_listen_fds(3)), so that nobody takes the port meanwhile.
     """
     _need("remctld", "remctl-server")
     with tempfile.TemporaryDirectory(prefix="ib-remctld-") as folder, socket.socket() as listener:
         log = log or Path(folder, "log")
         listener.bind(("127.0.0.1", 0))
         port = int(listener.getsockname()[1])
+        # As the socket unit has it: connections inherit it.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.listen(backlog)
         argv = ["remctld", "-m", "-F", "-S", "-k", str(realm.keytab), "-f", str(conf)]
         argv += ["-P", f"{folder}/pid"]
-        if backlog is None:
-            listener.close()
-            argv += ["-b", "127.0.0.1", "-p", str(port)]
-        else:
-            # As the socket unit has it: connections inherit it.
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            listener.listen(backlog)
-            line = f'exec env LISTEN_FDS=1 LISTEN_PID=$$ "$@" 3<&{listener.fileno()}'
-            argv = ["bash", "-c", line, "bash", *argv]  # sh takes no descriptor over 9
+        line = f'exec env LISTEN_FDS=1 LISTEN_PID=$$ "$@" 3<&{listener.fileno()}'
+        argv = ["bash", "-c", line, "bash", *argv]  # sh takes no descriptor over 9
         before = log.stat().st_size if log.exists() else 0
-        inherited = [] if backlog is None else [listener.fileno()]
         with (
             log.open("ab") as out,
             started_group(
@@ -267,11 +262,10 @@ def remctld(
                 env={**realm.env, **(env or {})},
                 stdout=out,
                 stderr=out,
-                pass_fds=inherited,
+                pass_fds=[listener.fileno()],
             ) as it,
         ):
-            _answers(port, it, log)
-            # A socket that it was given takes connections without it.
+            # Not when it takes connections: its socket does that without it.
             end = time.monotonic() + PATIENCE
             while not (said := log.read_bytes()[before:]) and time.monotonic() < end:
                 time.sleep(0.01)
