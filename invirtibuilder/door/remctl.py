@@ -7,6 +7,7 @@ Exit codes are those of `errors.Exit`, never 1 or 255, which are remctl's own.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import sys
@@ -407,6 +408,7 @@ def run(file: str, argv: Sequence[str], environment: Mapping[str, str]) -> int:
 def start(file: str) -> NoReturn:
     """The program; `file` is SITE/run/door.json. It ends at once: Python's own end, of all its
     modules, takes as long as half of a call."""
+    gc.enable()
     code = main(file)
     try:
         sys.stdout.flush()
