@@ -16,7 +16,7 @@ from tests.support.doors import ALICE, BOB, CAROL, Door, direct, followers, inst
 from tests.support.kdc import remctl
 from tests.support.place import until
 
-VERBS = ["submit", "check", "status", "log", "queue", "cancel", "retry"]
+VERBS = ["submit", "promote", "rollback", "check", "status", "log", "queue", "cancel", "retry"]
 VERBS += ["pockets", "packages", "acl", "sources", "help"]
 
 
