@@ -64,6 +64,12 @@ GIT_ENVIRONMENT = {
     "GIT_CONFIG_KEY_3": "gc.auto",
     "GIT_CONFIG_VALUE_3": "0",
 }
+MAX_LISTING = 256 << 20
+"""Bytes of a tree's listing: some two million files. Trees within trees make endless ones of a few
+objects."""
+
+MAX_CONTENT = 1 << 20
+MAX_LINK = 4095
 LATEST = (1 << 32) - 1
 """Seconds since the epoch; gzip's and tar's time fields end there."""
 
@@ -110,9 +116,31 @@ class Repository:
         return found.text if found.code == 0 and OBJECT.fullmatch(found.text) else None
 
     def content(self, commit: str, path: str) -> bytes:
-        """A small file's content in a commit, empty when there is none."""
+        """A small file's content in a commit, empty when there is none, or it is not small."""
+        size = self.git("cat-file", "-s", f"{commit}:{path}").text
+        if not size.isdigit() or int(size) > MAX_CONTENT:
+            return b""
         found = self.git("cat-file", "blob", f"{commit}:{path}")
         return found.out if found.code == 0 else b""
+
+    def listing(self, commit: str) -> list[bytes]:
+        """The records of `git ls-tree -r -z`. Raises Refusal."""
+        argv = ["git", "ls-tree", "-r", "-z", "--full-tree", commit]
+        print("+ " + " ".join(argv), file=sys.stderr, flush=True)
+        with subprocess.Popen(
+            argv,
+            cwd=self.path,
+            env={**ENVIRONMENT, **GIT_ENVIRONMENT},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        ) as process:
+            out = cast("IO[bytes]", process.stdout).read(MAX_LISTING + 1)
+            if len(out) > MAX_LISTING:
+                process.kill()
+                raise refusal("bad-tree", f"the tree of {commit} has too many files")
+        if process.returncode != 0:
+            raise refusal("bad-tree", f"git cannot list the tree of {commit}")
+        return lines(out)
 
 
 def opened(bundle: Path, directory: Path, object_length: int) -> Repository:
@@ -132,11 +160,8 @@ def opened(bundle: Path, directory: Path, object_length: int) -> Repository:
 def blobs(repository: Repository, commit: str) -> list[Blob]:
     """All files of a commit (or tree), checked: plain relative paths, no submodules. Raises
     Refusal with all that is wrong."""
-    done = repository.git("ls-tree", "-r", "-z", "--full-tree", commit)
-    if done.code != 0:
-        raise refusal("bad-tree", f"git cannot list the tree of {commit}")
     found, submodules, odd = [], [], []
-    for record in lines(done.out):
+    for record in repository.listing(commit):
         head, _, path = record.partition(b"\t")
         mode, kind, oid = head.decode("ascii", "replace").split(" ")
         if mode == "160000":
@@ -190,19 +215,25 @@ def write_tree(repository: Repository, files: list[Blob], target: Path) -> Tree:
             for blob in files:
                 size = _size(stream, blob)
                 if blob.mode == "120000":
+                    if size > MAX_LINK:
+                        raise _no_link(blob.path)
                     links[blob.path] = stream.read(size)
                     tree[blob.path] = Node("link", False, digest(links[blob.path]))
                 else:
                     tree[blob.path] = _write_file(stream, size, target, blob, pointers)
                 stream.read(1)
     for path, destination in links.items():
-        if not destination or b"\0" in destination or len(destination) > 4095:
-            raise refusal("bad-tree", f"not a symbolic link that can exist: {shown(path)}")
+        if not destination or b"\0" in destination:
+            raise _no_link(path)
         (target / os.fsdecode(path)).symlink_to(os.fsdecode(destination))
     if pointers:
         hint = "commit the content itself; git lfs migrate export"
         raise refusal("git-lfs", f"git-lfs pointers instead of content: {listed(pointers)}", hint)
     return tree
+
+
+def _no_link(path: bytes) -> Refusal:
+    return refusal("bad-tree", f"not a symbolic link that can exist: {shown(path)}")
 
 
 def _cat_file(repository: Repository, wanted: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -206,6 +206,39 @@ def test_hostile_pristine_tar_branch(tmp_path: Path) -> None:
     assert not Path("/tmp/pwned").exists()
 
 
+def test_a_tree_without_end(tmp_path: Path) -> None:
+    """Ten trees of ten times the next one are ten thousand million files."""
+    repo = native(tmp_path / "repo")
+    oid = git(repo.path, "hash-object", "-w", "--stdin", stdin=b"x")
+    kind = "100644 blob"
+    for _ in range(10):
+        listing = "".join(f"{kind} {oid}\tsome-name-{n}\n" for n in range(10))
+        oid = git(repo.path, "mktree", stdin=listing.encode())
+        kind = "040000 tree"
+    listing = git(repo.path, "ls-tree", "HEAD") + f"\n040000 tree {oid}\tzz-bomb\n"
+    tree = git(repo.path, "mktree", stdin=listing.encode())
+    made = git(repo.path, "commit-tree", tree, "-p", repo.commit, "-m", "Bomb")
+    done = export(tmp_path / "work", replace(repo, commit=made))
+    assert done.codes == {"bad-tree"}
+    assert "too many files" in done.messages
+
+
+def test_a_link_that_is_a_large_file(tmp_path: Path) -> None:
+    repo = with_tree_entry(native(tmp_path / "repo"), "120000", "link", b"x" * 5000)
+    assert export(tmp_path / "work", repo).codes == {"bad-tree"}
+
+
+def test_a_pristine_tar_id_that_is_a_large_file(tmp_path: Path) -> None:
+    repo = quilt(tmp_path / "repo")
+    git(repo.path, "checkout", "--quiet", "--orphan", "pristine-tar")
+    git(repo.path, "rm", "-r", "--quiet", "--force", ".")
+    name = "greet_1.0.orig.tar.gz"
+    write(repo.path, {f"{name}.delta": b"x", f"{name}.id": b"0" * (2 << 20)})
+    commit(repo.path)
+    made = export(tmp_path / "work", repo)
+    assert made.codes == {"pristine-tar"}
+
+
 @pytest.mark.parametrize(
     "order",
     [

@@ -119,7 +119,7 @@ def carry_out(work: Path, path: Path, into: Path) -> Order:
         sys.exit(f"{order.kind} failed: {fault}")
     finally:
         for tree in scratch.iterdir():
-            if tree.lstat().st_uid == ids.first_uid:
+            if tree.is_dir() and tree.stat().st_uid != os.geteuid():
                 remove_tree(ids, tree)
     read_result(result, into, order)
     return order
