@@ -38,6 +38,7 @@ class Probing(Workshop):
 
     probes: Path
     phase: str = ""
+    over: list[tuple[Sandbox, list[str]]] = dataclasses.field(default_factory=list)
 
     def stage(self, text: str) -> None:
         self.phase = text.partition(":")[0]
@@ -46,10 +47,10 @@ class Probing(Workshop):
     def sandbox(
         self, lowers: Sequence[Path], *, binds: Sequence[Bind] = (), **options: Any
     ) -> Sandbox:
-        text = json.dumps([str(path.resolve()) for path in lowers])
-        os.write(self.log_fd, f"LOWERS {self.phase} {text}\n".encode())
         binds = [*binds, Bind(source=self.probes, target=PLACE)]
-        return super().sandbox(lowers, binds=binds, **options)
+        made = super().sandbox(lowers, binds=binds, **options)
+        self.over.append((made, [str(path.resolve()) for path in lowers]))
+        return made
 
     def run(
         self,
@@ -65,6 +66,8 @@ class Probing(Workshop):
         same: dict[str, Any] = {"user": user, "env": env, "cwd": cwd, "proxy": proxy}
         what = "-".join((options.get("what") or argv[0]).split())
         label = f"{self.phase}/{user}/{what}"
+        lowers = next(lowers for made, lowers in self.over if made is sandbox)
+        os.write(self.log_fd, f"LOWERS {label} {json.dumps(lowers)}\n".encode())
         super().run(sandbox, [f"{PLACE}/probes", label], **same, what="the probes")
         super().run(sandbox, argv, **same, **options)
 

@@ -86,8 +86,8 @@ def test_only_the_build_is_over_what_was_installed(log: bytes, base: Base) -> No
     found: dict[str, set[str]] = {}
     for line in log.decode().splitlines():
         if line.startswith("LOWERS "):
-            _, phase, text = line.split(" ", 2)
-            found.setdefault(phase, set()).update(json.loads(text))
+            _, label, text = line.split(" ", 2)
+            found.setdefault(label.partition("/")[0], set()).update(json.loads(text))
     root, tools = str(base.root.resolve()), str(base.tools.resolve())
     assert found["resolve"] == found["install"] == {root}
     assert found["export"] == {tools, root}
