@@ -115,15 +115,17 @@ def _domains(value: Value, directory: Path) -> dict[str, Domain]:
     block = 1
     for name, entry in value.members().items():
         _checked(entry, name, model.POCKET, "trust domain")
-        keys = entry.record("socket", "directory", "cache_size", "layers_size")
+        keys = entry.record("socket", "directory", "cache_size", "layers_size", "jobs")
         socket = None if keys["socket"].absent else directory / keys["socket"].text()
         if socket:
             _short(keys["socket"], socket)
+        jobs = _whole(keys["jobs"], 1, 1) or 1
         found[name] = Domain(
             name=name,
             socket=socket,
             directory=_path(keys["directory"], directory, directory / "work" / name),
-            slots=range(0) if socket else range(block, block + 1),
+            jobs=jobs,
+            slots=range(0) if socket else range(block, block + jobs),
             cache_size=keys["cache_size"].size(CACHE_SIZE) or 0,
             layers_size=keys["layers_size"].size(LAYERS_SIZE) or 0,
         )
@@ -133,7 +135,7 @@ def _domains(value: Value, directory: Path) -> dict[str, Domain]:
         value.problem("two trust domains have one directory; what one builds must not meet another")
     work = directory / "work" / "default"
     return found or {
-        "default": Domain(name="default", socket=None, directory=work, slots=range(1, 2))
+        "default": Domain(name="default", socket=None, directory=work, jobs=1, slots=range(1, 2))
     }
 
 
@@ -179,7 +181,7 @@ def _pocket(
         *("description", "suite", "components", "mirror", "extra_sources", "architectures"),
         *("branch", "codename", "allow_backtracking", "allow_takeover", "isolation", "vm"),
         *("trust_domain", "build_profiles", "build_options", "limits", "packages", "acl"),
-        *("tag_format", "version_suffix", "max_queued", "max_hourly", "signing"),
+        *("tag_format", "version_suffix", "max_queued", "max_hourly", "signing", "priority"),
         *("valid_for", "retention", "archive_keyring"),
         required=("suite",),
     )
@@ -217,6 +219,7 @@ def _pocket(
         max_hourly=_whole(keys["max_hourly"], None, 1),
         valid_for=_long(keys["valid_for"], None, VALID),
         retention=_retention(keys["retention"]),
+        priority=_whole(keys["priority"], 0, -1000) or 0,
     )
 
 

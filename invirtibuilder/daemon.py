@@ -1,8 +1,9 @@
 """The daemon: watches the queue directory, takes requests up, and runs the line.
 
-One thread runs jobs, one delivers events, one answers on the unix socket, one keeps the doors'
-table of ACLs, and the main thread watches the queue. All state is on disk: a daemon that is
-killed at any instant is replaced by the next one, which adopts builds that are still running.
+One thread runs the jobs, each in a thread of its own, one delivers events, one answers on the unix
+socket, one keeps the doors' table of ACLs, and the main thread watches the queue. All state is on
+disk: a daemon that is killed at any instant is replaced by the next one, which adopts builds that
+are still running.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
+from functools import cached_property
 
 from inotify_simple import INotify, flags
 
@@ -25,20 +27,16 @@ from invirtibuilder.engine import ChildEngine, Engine, SocketEngine
 from invirtibuilder.errors import ConfigFault, Denied, Fault, MachineFault, Malformed, Refused
 from invirtibuilder.hooks import Events, Hook
 from invirtibuilder.jobs import Job, Jobs
-from invirtibuilder.pipeline import advance
+from invirtibuilder.runner import Runner
 from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.spool import Entry, Request, Spool, local_principal
-from invirtibuilder.stages.base import refresh_base
-from invirtibuilder.stages.context import Context, Stopping, Wait
+from invirtibuilder.stages.context import Context, Wait
 from invirtibuilder.stages.transaction import recover
 from invirtibuilder.stages.validity import ensure_signed, keep_valid
-from invirtibuilder.states import State
 
 Log = Callable[[str], None]
 ILL = 10.0
 """Seconds until what could not even be written down is tried again."""
-LONGEST = timedelta(hours=2)
-"""No job waits for longer than this without being looked at."""
 LEAVE = 2.0
 """Seconds that an ACL's program may go on when the daemon ends."""
 SCAN = 60.0
@@ -88,7 +86,6 @@ class Daemon:
         self.log = log
         self.drain = drain
         self._stop = threading.Event()
-        self._work = threading.Event()
         self._events = threading.Event()
         self._failure: BaseException | None = None
         self._context = make_context(
@@ -97,6 +94,10 @@ class Daemon:
         self._spool = Spool(site.queue)
         self._troubles: list[str] = []
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    @cached_property
+    def _runner(self) -> Runner:
+        return Runner(self._context, self.log, self._events.set)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, or, with `drain`, until nothing is left to do now.
@@ -128,6 +129,7 @@ class Daemon:
                 self._spool.put(request)
         for name, why in self._context.jobs.unreadable().items():
             self.log(f"job {name} cannot be read: {model.printable(why)[:300]}")
+        self._runner.load()
         answers = Answers(self.site.socket, self._context, self.trusted())
         threads = [
             threading.Thread(target=self._guarded, args=(body,), name=name, daemon=True)
@@ -170,7 +172,7 @@ class Daemon:
     def stop(self) -> None:
         """End soon; running builds go on and are adopted by the next daemon."""
         self._stop.set()
-        self._work.set()
+        self._runner.wake()
         self._events.set()
         with suppress(BlockingIOError):
             os.write(self._wake_write, b".")
@@ -208,7 +210,7 @@ class Daemon:
                 self.log(f"{entry.request.action} {entry.request.id} waits: {error}")
                 break
             entry.path.unlink(missing_ok=True)
-        self._work.set()
+        self._runner.wake()
         self._events.set()
 
     def _act(self, request: Request) -> None:
@@ -217,9 +219,11 @@ class Daemon:
             if why := quotas.excess(self._context, request.principal, pocket, but=request.id):
                 raise Refused(why)
             job = self._context.jobs.create(request)
+            self._runner.tell(job)
             self.log(f"job {job.id}: {' '.join(request.args)} by {request.principal}")
         elif request.action in ("promote", "rollback"):
             job = self._context.jobs.create(request)
+            self._runner.tell(job)
             words = " ".join((request.action, *request.args))
             self.log(f"job {job.id}: {model.printable(words)[:300]} by {request.principal}")
         elif request.action == "cancel":
@@ -229,7 +233,7 @@ class Daemon:
         elif request.action == "base-refresh":
             if request.principal not in {local_principal(u) for u in (0, os.geteuid())}:
                 raise Denied("only the site's own account and root make a base anew")
-            self._context.jobs.create(request)
+            self._runner.tell(self._context.jobs.create(request))
 
     def _permitted(self, request: Request, job: Job) -> None:
         """A submitter may cancel and retry own jobs; who has the pocket's `cancel`, any."""
@@ -247,6 +251,7 @@ class Daemon:
         self._permitted(request, job)
         if not job.status.final:
             job.ask_cancel(request.principal)
+            self._runner.tell(job)
 
     def _retry(self, request: Request, job: Job) -> None:
         self._permitted(request, job)
@@ -267,52 +272,16 @@ class Daemon:
         self._context.jobs.get(again.id).remark(f"a retry of job {job.id}")
 
     def _run_jobs(self) -> None:
-        """Jobs one after another, oldest first; waiting ones when their time has come."""
-        while not self._stop.is_set():
-            self._work.clear()
-            job, pause = self._next()
-            if job is not None:
-                self.log(f"job {job.id}: {job.status.state}")
-                try:
-                    self._advance(job)
-                except Stopping:
-                    return
-                except OSError as error:
-                    # Not even the job's state could be written.
-                    self.log(f"job {job.id} waits: {error}")
-                    self._work.wait(ILL)
-                    continue
-                status = job.status
-                self.log(f"job {job.id}: {status.state}" + _first(status.reasons))
-                self._events.set()
-            elif self.drain and pause is None and not any(self._spool.new.iterdir()):
-                # Everything that is due now; what has to be tried again later is kept.
-                self._context.events.deliver()
-                self.stop()
-            else:
-                self._work.wait(min(pause or SCAN, SCAN))
+        """Jobs, in the schedule's order, until the daemon ends."""
+        self._runner.run(self._drained)
+        self.stop()
 
-    def _advance(self, job: Job) -> None:
-        if job.request.action == "base-refresh":
-            refresh_base(self._context, job)
-        else:
-            advance(self._context, job)
-
-    def _next(self) -> tuple[Job | None, float | None]:
-        """The job to run now, or the seconds until one wakes (None: there is none)."""
-        now = self._context.clock()
-        soonest: float | None = None
-        for job in self._context.jobs.unfinished():
-            status = job.status
-            if status.state != State.WAITING or status.cancel_by or not status.wake:
-                return job, None
-            wake = datetime.fromisoformat(status.wake)
-            # One further away than anything waits for was set before the clock went back.
-            if wake <= now or wake - now > LONGEST:
-                return job, None
-            seconds = (wake - now).total_seconds()
-            soonest = seconds if soonest is None else min(soonest, seconds)
-        return None, soonest
+    def _drained(self) -> bool:
+        """Whether to end, now that everything that is due has been done."""
+        if not self.drain or any(self._spool.new.iterdir()):
+            return False
+        self._context.events.deliver()
+        return True
 
     def _deliver_events(self) -> None:
         while not self._stop.is_set():
@@ -366,7 +335,3 @@ class Daemon:
             self._troubles = made.troubles
         left = (made.expires - now).total_seconds() if made.expires else self.site.acl_refresh
         return max(0.1, min(left, self.site.acl_refresh))
-
-
-def _first(reasons: tuple[dict[str, str], ...]) -> str:
-    return f": {model.printable(reasons[0]['message'][:300])}" if reasons else ""

@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -122,6 +123,7 @@ class ChildEngine:
         self._argv = [*program, "worker", "--directory", str(directory)]
         if slots:
             self._argv += ["--slots", f"{slots[0]}-{slots[-1]}"]
+        self._guard = threading.Lock()
         self._children: list[Detached] = []
 
     def check(self) -> list[str]:
@@ -133,7 +135,8 @@ class ChildEngine:
 
     def start(self, attempt: Attempt) -> None:
         # Nobody waits for a worker, its lock tells when it has ended; so reap the earlier ones.
-        self._children = [child for child in self._children if child.poll() is None]
+        with self._guard:
+            self._children = [child for child in self._children if child.poll() is None]
         with ExitStack() as stack:
             order, result, log, lock = _descriptors(stack, attempt)
             child = detach(
@@ -143,7 +146,8 @@ class ChildEngine:
                 stderr=log,
                 pass_fds=[lock],
             )
-            self._children.append(child)
+            with self._guard:
+                self._children.append(child)
 
 
 class SocketEngine:

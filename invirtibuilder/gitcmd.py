@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ OPTIONS = (
 
 HEAD = "HEAD.lock"
 STALE = 10.0
+TRIES = 10
+_UNLOCKING = threading.Lock()
 
 MISSING = "0" * 40
 """What git writes for "no object"."""
@@ -155,14 +158,17 @@ def set_ref(repository: Path, name: str, new: str | None, old: str | None) -> No
         if oid is not None:
             model.commit_id(oid)
     command = f"update {name} {new} {old or MISSING}\n" if new else f"delete {name} {old}\n"
-    done = git(repository, "update-ref", "--stdin", stdin=command.encode(), check=False)
-    if done.code != 0:
+    for left in reversed(range(TRIES)):
+        done = git(repository, "update-ref", "--stdin", stdin=command.encode(), check=not left)
+        if done.code == 0:
+            break
         found = read_ref(repository, name)
         if found not in (old, new):
             raise RefMoved(f"{name} is at {found or 'nothing'}, not at {old or 'nothing'}")
-        if found != new:
-            _unlock(repository, name)
-            git(repository, "update-ref", "--stdin", stdin=command.encode())
+        if found == new:
+            break
+        # Others move refs here at the same time, and one lock is the whole repository's.
+        _unlock(repository, name)
     sync_ref(repository, name)
 
 
@@ -172,15 +178,21 @@ def _unlock(repository: Path, name: str) -> None:
     A living git holds one for milliseconds: what has been there for STALE seconds is nobody's.
     """
     for lock in (repository / f"{name}.lock", repository / "packed-refs.lock", repository / HEAD):
-        while True:
-            try:
-                age = time.time() - lock.stat().st_mtime
-            except (FileNotFoundError, NotADirectoryError):
-                break
-            if not 0 <= age < STALE:
-                lock.unlink(missing_ok=True)
-                break
-            time.sleep(0.2)
+        while not _gone(lock):
+            time.sleep(0.05)
+
+
+def _gone(lock: Path) -> bool:
+    # One at a time: a second one would take a lock that was made anew for the stale one.
+    with _UNLOCKING:
+        try:
+            age = time.time() - lock.stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        if not 0 <= age < STALE:
+            lock.unlink(missing_ok=True)
+            return True
+        return False
 
 
 def sync_ref(repository: Path, name: str) -> None:

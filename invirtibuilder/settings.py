@@ -54,6 +54,7 @@ class Domain:
     name: str
     socket: Path | None  # None: the worker runs as a child of the daemon
     directory: Path
+    jobs: int  # orders at once
     slots: range  # of a child: which blocks of the account's subordinate ids are its own
     cache_size: int = CACHE_SIZE  # bytes of downloads
     layers_size: int = LAYERS_SIZE  # bytes of layers in each slot
@@ -108,6 +109,7 @@ class Pocket:
     suffix: str
     max_queued: int | None
     max_hourly: int | None
+    priority: int
     valid_for: float | None  # seconds; None: what is published is valid for ever
     retention: Retention
 
@@ -201,6 +203,11 @@ class Site:
     @property
     def socket(self) -> Path:
         return self.directory / "run" / "daemon.sock"
+
+    @property
+    def queue_view(self) -> Path:
+        """What `queue` shows: the jobs that are not over, in order, and why. Doors read it."""
+        return self.directory / "run" / "queue.json"
 
     @property
     def push_rules(self) -> Path:

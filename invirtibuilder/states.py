@@ -10,7 +10,7 @@ class State(StrEnum):
 
     QUEUED = "queued"  # accepted into the queue, not looked at yet
     RUNNING = "running"  # a stage is at work
-    WAITING = "waiting"  # for something outside: a required hook, disk space
+    WAITING = "waiting"  # for something outside: a required hook, a free builder, disk space
     PUBLISHED = "published"
     DONE = "done"  # a job that publishes nothing, such as a new base
     REFUSED = "refused"

@@ -1,4 +1,4 @@
-"""queue: what is not finished, in the order in which it will be taken."""
+"""queue: what runs, and what waits in the order in which it will be taken."""
 
 from __future__ import annotations
 
@@ -7,25 +7,41 @@ from dataclasses import asdict
 
 from invirtibuilder.cli.command import Command, load_site, show
 from invirtibuilder.cli.status import listed
+from invirtibuilder.door import view
 from invirtibuilder.jobs import Jobs
+from invirtibuilder.model import printable
 from invirtibuilder.spool import Spool
 
 
 class Queue(Command):
     name = "queue"
-    description = "show what is not finished, in order, and what it waits for"
+    description = "show what is not finished, in the order in which it is taken, and why"
 
     def run(self, args: argparse.Namespace) -> int:
         site = load_site(args)
-        jobs = Jobs(site.jobs).unfinished()
+        order = view.Order(site.queue_view, site.socket)
+        jobs = sorted(Jobs(site.jobs).unfinished(), key=lambda job: order.place(job.id))
         untaken = [e.path.stem for e in Spool(site.queue).entries(frozenset())]
         value = {
-            "jobs": [{"job": job.id, **asdict(job.status)} for job in jobs],
+            "as_of": order.as_of or None,
+            "jobs": [
+                {
+                    "job": job.id,
+                    "pocket": job.pocket,
+                    "package": job.package,
+                    "principal": job.request.principal,
+                    "why": order.why.get(job.id, ""),
+                    **asdict(job.status),
+                }
+                for job in jobs
+            ],
             "not_taken_up": untaken,
         }
-        lines = [listed(jobs)] if jobs else ["no job is queued or running"]
-        for job in jobs:
-            lines += [f"{job.id}: {r['message']}" for r in job.status.reasons]
+        lines = [order.warning] if jobs and order.warning else []
+        lines += [listed(jobs)] if jobs else ["no job is queued or running"]
+        lines += [
+            f"{job.id}: {printable(order.why[job.id])}" for job in jobs if job.id in order.why
+        ]
         if untaken:
             lines.append(f"not taken up yet (is the daemon running?): {', '.join(untaken)}")
         show(args, value, "\n".join(lines))

@@ -197,11 +197,8 @@ def _log(call: Call, args: Sequence[str]) -> int:
 
 
 def _queue(call: Call, args: Sequence[str]) -> int:
-    jobs = call.views.unfinished()
-    _list(jobs, "no job is queued or running")
-    for job in jobs:
-        for reason in job.state["reasons"]:
-            print(f"{job.id}: {reason['message']}")
+    order = view.Order(call.table.queue_view, call.table.socket)
+    print(order.text(call.views.unfinished()))
     if waiting := call.untaken.waiting():
         print(f"yours, not taken up yet: {', '.join(waiting)}")
     return Exit.OK
@@ -368,7 +365,11 @@ VERBS = {
         "print a job's log; with `follow` until it ends",
         "JOB is an id or a part of one.",
     ),
-    "queue": Verb(_queue, "", "show what is queued and running"),
+    "queue": Verb(
+        _queue,
+        "",
+        "show what runs, and what waits in the order in which it will be taken",
+    ),
     "cancel": Verb(_cancel, "JOB", "stop a job: an own one, or with the right to cancel"),
     "retry": Verb(_retry, "JOB", "submit again what a finished job was asked for", KEEP),
     "pockets": Verb(_pockets, "", "list your pockets"),

@@ -26,6 +26,7 @@ class Table:
         self.queue = str(value["queue"])
         self.jobs = str(value["jobs"])
         self.socket = str(value["socket"])
+        self.queue_view = os.path.join(os.path.dirname(self.socket), "queue.json")
         self.packages: list[str] = sorted(value["packages"])
         self.pockets: dict[str, dict[str, Any]] = value["pockets"]
         self._now = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 
 from invirtibuilder import entries, model
@@ -120,6 +121,53 @@ class Views:
             return None
 
 
+class Order:
+    """The order in which jobs are taken, as the daemon wrote it last."""
+
+    def __init__(self, file: str | os.PathLike[str], daemon: str | os.PathLike[str]) -> None:
+        try:
+            value = _read(file)
+            lines = [(str(line["job"]), str(line["why"])) for line in value["jobs"]]
+            written = str(value["written"])
+        except (OSError, ValueError, LookupError, TypeError):
+            lines, written = [], ""
+        self.why = dict(lines)
+        self._place = {job: place for place, (job, _) in enumerate(lines)}
+        self.as_of = "" if _answers(daemon) else written
+        """When it was so; nothing while the daemon is up, which keeps it as it is."""
+
+    def place(self, job: str) -> tuple[int, str]:
+        """What to sort jobs by; those that it does not know come last, oldest first."""
+        return self._place.get(job, len(self._place)), job
+
+    @property
+    def warning(self) -> str:
+        """What to say before the list when the daemon is down."""
+        return f"the daemon does not answer; as of {self.as_of}:" if self.as_of else ""
+
+    def text(self, jobs: list[View]) -> str:
+        """These jobs, in order, and why each has its place."""
+        if not jobs:
+            return "no job is queued or running"
+        jobs.sort(key=lambda job: self.place(job.id))
+        lines = [self.warning] if self.warning else []
+        lines.append(table([HEADER, *(job.row for job in jobs)]))
+        whys = ((job.id, self.why.get(job.id)) for job in jobs)
+        return "\n".join(
+            [*lines, *(f"{name}: {model.printable(why)}" for name, why in whys if why)]
+        )
+
+
+def _answers(daemon: str | os.PathLike[str]) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(5)
+            connection.connect(os.fspath(daemon))
+    except OSError:
+        return False
+    return True
+
+
 class Untaken:
     """The caller's requests that are no jobs: not taken up yet, or set aside."""
 
@@ -165,7 +213,7 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
         return dict(json.loads(file.read(MAX_BYTES)))

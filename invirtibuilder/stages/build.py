@@ -23,8 +23,16 @@ MAX_DEPENDENCIES = 5000
 def build(context: Context, job: Job) -> dict[str, Any]:
     """Have the binary packages built; a version that another pocket has is not built again."""
     pocket = context.pocket(job)
-    if earlier := _published_before(context, job, pocket):
-        return _reused(job, earlier)
+    try:
+        if earlier := _published_before(context, job, pocket):
+            return _reused(job, earlier)
+        return _built(context, job, pocket)
+    finally:
+        # Whatever comes now needs no builder.
+        context.places.leave(job)
+
+
+def _built(context: Context, job: Job, pocket: Pocket) -> dict[str, Any]:
     exported = job.need("export")
     source = job.directory / "source"
     manifest = carry_out(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from invirtibuilder.apt.mirror import machine_sources, stanza
 from invirtibuilder.apt.publications import Publications
@@ -26,15 +26,38 @@ LABEL = "invirtibuilder"
 
 
 class Wait(Exception):
-    """A stage cannot go on now: the job waits until `wake`, and says why."""
+    """A stage cannot go on now: the job waits, until `wake` if it says so, and says why."""
 
-    def __init__(self, why: str, wake: datetime) -> None:
+    def __init__(self, why: str, wake: datetime | None) -> None:
         super().__init__(why)
         self.wake = wake
 
 
 class Stopping(Exception):
     """The daemon ends; the job goes on with the next one."""
+
+
+class Places(Protocol):
+    """The builders' places in each trust domain; a job has at most one."""
+
+    def enter(self, job: Job, domain: str) -> None:
+        """Give the job a place unless it has one. Raises Wait, without a time, when none is free:
+        then the job goes on once it has one."""
+        ...
+
+    def leave(self, job: Job) -> None:
+        """Give the place back; no error when it has none."""
+        ...
+
+
+class Unlimited:
+    """Places for whoever runs one job by itself."""
+
+    def enter(self, job: Job, domain: str) -> None:
+        pass
+
+    def leave(self, job: Job) -> None:
+        pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +105,7 @@ class Context:
     ready: ReadyJobs = field(default_factory=ReadyJobs)
     tell: Callable[[Job], None] = lambda job: None
     """Tells the daemon that a job is new, or is to be looked at again."""
+    places: Places = field(default_factory=Unlimited)
 
     @property
     def superproject(self) -> Superproject:

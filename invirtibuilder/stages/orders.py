@@ -78,13 +78,15 @@ def carry_out(
 
     A running attempt is adopted, an ended one is read, a lost one is followed by another under
     a new name. Raises what the worker found, Cancelled, Stopping, or MachineFault when three
-    attempts were lost.
+    attempts were lost. From the start of an attempt the job has a builder's place, which it
+    keeps until it leaves it: Wait, when none is free.
     """
     for number in range(1, ATTEMPTS + 1):
         attempt = Attempt(job.directory / "attempts" / f"{kind}-{number}")
         if attempt.given_up:
             continue
         if not attempt.started:
+            context.places.enter(job, pocket.domain)
             _prepare(attempt, kind, job, room, content, inputs)
             job.remark(f"{kind}: attempt {number} goes to the worker of {pocket.domain}")
             try:

@@ -201,8 +201,10 @@ def trailers(record: Mapping[str, Any]) -> dict[str, str]:
 def keep_origs(store: Path, upload: Upload | None) -> None:
     """Upstream tarballs are write-once by name for the whole site: the first bytes win.
 
-    The last thing before the commit point: what is not published takes no name.
+    The last thing before the commit point: what is not published takes no name. Another pocket may
+    have taken one since `same_origs` looked. Raises PackageFault.
     """
+    same_origs(store, upload)
     for path in upload.origs if upload else ():
         if not (store / path.name).exists():
             beside = store / f".{path.name}.tmp"

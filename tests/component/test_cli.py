@@ -405,7 +405,7 @@ def test_submissions_while_the_daemon_is_down(own: Place, tmp_path: Path) -> Non
     assert b"not checked yet" in done.err
     job = done.text
     value = own.json("queue")
-    assert value == {"jobs": [], "not_taken_up": [job]}
+    assert value == {"as_of": None, "jobs": [], "not_taken_up": [job]}
     assert "is the daemon running?" in own.cli("queue").text
     # What cannot be admitted is accepted, too, and refused at take-up.
     second = own.json("submit", "no-such", "nobody", "x")
@@ -432,7 +432,7 @@ def test_a_daemon_that_is_up(own: Place, tmp_path: Path) -> None:
         assert done.code == Exit.REFUSED
         assert b"[no-pocket]" in done.err
         assert b"[no-package]" in done.err
-        assert own.json("queue") == {"jobs": [], "not_taken_up": []}
+        assert own.json("queue") == {"as_of": None, "jobs": [], "not_taken_up": []}
         assert own.cli("daemon").code == Exit.MACHINE
         with worker.held("build") as held:
             job = own.cli("submit", "staging", "greet", "main").text

@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from invirtibuilder import files, hosting, pipeline
+from invirtibuilder import files, hosting, pipeline, runner
 from invirtibuilder.answers import Answers
 from invirtibuilder.apt.publications import Publications
-from invirtibuilder.daemon import Daemon
 from invirtibuilder.engine import Attempt, SocketEngine
 from invirtibuilder.errors import Blame, PackageFault
 from invirtibuilder.jobs import Job
@@ -286,8 +285,9 @@ def test_a_worker_that_is_not_there_is_waited_for(line: Line) -> None:
 
 @pytest.mark.parametrize("what", ["cancelled", "no worker", "disk"])
 def test_a_base_refresh_ends_in_a_state(
-    line: Line, daemon: Daemon, monkeypatch: pytest.MonkeyPatch, what: str
+    line: Line, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
+    context = line.context
     job = line.context.jobs.create(
         Request.new("base-refresh", ["staging"], principal=ME, via="test")
     )
@@ -295,12 +295,10 @@ def test_a_base_refresh_ends_in_a_state(
         job.ask_cancel(ME)
     elif what == "no worker":
         absent = SocketEngine(line.site.directory / "no-such-worker.sock")
-        daemon._context = dataclasses.replace(
-            line.context, engines=dict.fromkeys(line.context.engines, absent)
-        )
+        context = dataclasses.replace(context, engines=dict.fromkeys(context.engines, absent))
     else:
         monkeypatch.setattr("invirtibuilder.stages.base.carry_out", broken)
-    daemon._advance(job)
+    runner.take(context, job)
     wanted = {"cancelled": State.CANCELLED, "no worker": State.WAITING, "disk": State.FAILED}
     assert job.status.state == wanted[what]
 

@@ -185,7 +185,7 @@ def test_a_cancel_after_the_commit_point_comes_too_late(
 def test_a_disk_too_full_for_states_does_not_stop_the_daemon(
     line: Line, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("invirtibuilder.daemon.ILL", 0.2)
+    monkeypatch.setattr("invirtibuilder.runner.ILL", 0.2)
     line.package("hello")
     job = line.job("staging", "hello")
     real = Job._write

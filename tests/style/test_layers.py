@@ -19,7 +19,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "adapters": ("acl", "gitrepo", "superproject", "debsource", "debchanges", "gbpconf")
     + ("apt.*", "hooks", "engine", "remctl"),
     "line": ("stages.*", "pipeline", "hosting", "fsck.*", "keyring", "acltable", "quotas")
-    + ("answers", "daemon"),
+    + ("answers", "schedule", "runner", "daemon"),
     "work": ("sandbox.*", "phases.*", "worker"),
     "entry": ("door.*", "cli.*", "__main__"),
     "inside": ("inside.*",),

@@ -53,6 +53,17 @@ def test_the_least_that_is_needed(tmp_path: Path) -> None:
     assert site.package_repository("greet") == tmp_path / "packages/greet.git"
 
 
+def test_each_domain_of_ours_has_its_own_blocks_of_ids(tmp_path: Path) -> None:
+    domains = "domains: {one: {jobs: 2}, far: {socket: s, jobs: 9}, two: {}}\n"
+    text = SITE + domains + POCKETS.replace("bookworm", "bookworm, priority: -3")
+    site = config.load(write(tmp_path, text))
+    found = {name: (domain.jobs, domain.slots) for name, domain in site.domains.items()}
+    assert found == {"one": (2, range(1, 3)), "far": (9, range(0)), "two": (1, range(3, 4))}
+    assert site.pockets["dev"].priority == -3
+    wrong = findings(tmp_path, SITE + "domains: {one: {jobs: 0}}\n" + POCKETS)
+    assert [line for line, _ in wrong] == [5]
+
+
 def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
     text = """\
 site:
