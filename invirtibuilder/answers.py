@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from invirtibuilder import entries, hosting, model, quotas
+from invirtibuilder import acl, differences, entries, hosting, model, quotas
 from invirtibuilder.errors import Denied, Fault, Malformed, NotFound, Refused
 from invirtibuilder.spool import local_principal
 from invirtibuilder.stages.assess import assess
@@ -28,6 +28,8 @@ from invirtibuilder.stages.rollback import assess_rollback
 MAX_LINE = 16 << 10
 DEADLINE = 30.0
 AT_ONCE = 16
+MAX_LINES = 2000
+"""Lines of an answer in text; each has a few hundred characters at most."""
 
 
 class Answers:
@@ -164,5 +166,28 @@ def _sources(context: Context, principal: str, question: dict[str, Any]) -> dict
     }
 
 
+def _diff(context: Context, principal: str, question: dict[str, Any]) -> dict[str, Any]:
+    """What differs between two states, for who may do anything in both pockets."""
+    words = (str(question.get("a", "")), str(question.get("b", "")))
+    sides = differences.sides(context.site, *words)
+    for side in sides:
+        _may_look(context, principal, side.pocket)
+    lines = differences.text(differences.compare(context.site, *sides)).split("\n")
+    if len(lines) > MAX_LINES:
+        lines = [*lines[:MAX_LINES], f"and {len(lines) - MAX_LINES} more lines"]
+    return {"text": "\n".join(lines), "pockets": [side.pocket for side in sides]}
+
+
+def _may_look(context: Context, principal: str, name: str) -> None:
+    """Raises Denied unless the principal may do anything in the pocket, or is the site itself."""
+    if principal in {local_principal(uid) for uid in (0, os.geteuid())}:
+        return
+    pocket = context.site.pockets[name]
+    for action, entries in pocket.acl.items():
+        if acl.allowed(principal, entries, pocket=name, action=action)[0]:
+            return
+    raise Denied(f"{model.printable(principal)} may not look in {name}", code="not-permitted")
+
+
 Question = Callable[[Context, str, dict[str, Any]], dict[str, Any]]
-QUESTIONS: dict[str, Question] = {"check": _check, "sources": _sources}
+QUESTIONS: dict[str, Question] = {"check": _check, "sources": _sources, "diff": _diff}

@@ -36,6 +36,7 @@ COMMANDS = {
     "acl": "acl.Acl",
     "base": "base.Base",
     "key": "key.KeyCommand",
+    "diff": "diff.Diff",
     "fsck": "fsck.Fsck",
     "remote": "remote.Remote",
 }

@@ -39,6 +39,7 @@ VERBS = {
     "packages": ("", "list the packages"),
     "acl": ("[POCKET]", "say what you may do, or who may do what in a pocket"),
     "sources": ("POCKET", "print the APT sources stanza of a pocket"),
+    "diff": ("A B", "show what differs between two pockets, or a pocket then and now"),
     "help": ("[VERB]", "the server's own help"),
 }
 """What the server takes after each verb, and what the verb is for."""
@@ -75,6 +76,8 @@ class Remote(Command):
 
     def run(self, args: argparse.Namespace) -> int:
         words = [] if args.argument is None else [args.argument]
+        if args.verb == "diff":
+            words = [args.a, args.b]
         if args.verb in ("submit", "check"):
             words = [args.pocket, args.package, resolved(args.commit, check=not args.no_check)]
         elif args.verb == "promote":
@@ -132,6 +135,9 @@ def _add_verb(verb: str, arguments: str, parser: argparse.ArgumentParser) -> Non
         add_promotion(parser)
     elif verb == "rollback":
         add_rollback(parser)
+    elif verb == "diff":
+        for name in ("a", "b"):
+            parser.add_argument(name, metavar=name.upper(), help="POCKET, or POCKET@COMMIT|DATE")
     elif arguments:
         nargs = "?" if arguments.startswith("[") else None
         parser.add_argument("argument", metavar=arguments.strip("[]"), nargs=nargs)

@@ -288,6 +288,15 @@ def _sources(call: Call, args: Sequence[str]) -> int:
     return Exit.OK
 
 
+def _diff(call: Call, args: Sequence[str]) -> int:
+    question = {"verb": "diff", "a": args[0], "b": args[1], "principal": call.principal}
+    answer = daemon.asked(call.table.socket, question)
+    for pocket in answer["pockets"]:
+        call.table.require(call.principal, pocket)
+    print(harmless(str(answer["text"])))
+    return Exit.OK
+
+
 SOURCES = ("sources", "preferences", "downgrade", "at")
 
 
@@ -382,6 +391,12 @@ VERBS = {
         "WHICH is `preferences` for the stanza that puts the pocket above the mirror, `downgrade`\n"
         "for the one that makes APT go back to lower versions, or `at` with a commit of the\n"
         "superproject or a date (UTC), such as 2026-01-31T12:00, for the pocket as it was then.",
+    ),
+    "diff": Verb(
+        _diff,
+        "A B",
+        "show what differs between two pockets, or a pocket then and now",
+        "A and B are POCKET, POCKET@COMMIT, POCKET@DATE, or a superproject COMMIT.",
     ),
     "help": Verb(_help, "[VERB]", "this list, or more about a verb"),
 }

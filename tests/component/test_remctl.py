@@ -17,7 +17,7 @@ from tests.support.kdc import remctl
 from tests.support.place import until
 
 VERBS = ["submit", "promote", "rollback", "check", "status", "log", "queue", "cancel", "retry"]
-VERBS += ["pockets", "packages", "acl", "sources", "help"]
+VERBS += ["pockets", "packages", "acl", "sources", "diff", "help"]
 
 
 def test_help_shows_own_pockets(door: Door) -> None:
@@ -73,6 +73,14 @@ def test_from_submission_to_sources(door: Door) -> None:
     assert f"submit: {ALICE}, {BOB}, {places.ME}" in who
     assert "promote: nobody" in who
     assert door.call("bob", "acl", "staging").code == 77
+    differs = door.call("alice", "diff", "dev@1999-01-01", "dev")
+    assert differs.code == 3, "nothing is of that date"
+    differs = door.call("alice", "diff", "staging", "dev")
+    assert differs.text.splitlines()[0] == "--- staging empty"
+    assert "\n+ greet " in differs.text
+    assert door.call("bob", "diff", "staging", "dev").code == 3
+    assert door.call("bob", "diff", "dev", "dev").text.endswith("no difference")
+    assert door.call("bob", "diff", "dev").code == 64
     sources = door.call("bob", "sources", "dev")
     assert "\nSuites: dev\n" in sources.text
     assert "BEGIN PGP PUBLIC KEY BLOCK" in sources.text

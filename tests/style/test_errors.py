@@ -18,6 +18,7 @@ SHARED = {
     "no-pocket": "a pocket that is not configured",
     "set-aside": "a request that the daemon did not take up, with its reason",
     "no-repository": "no git repository at that path",
+    "no-state": "no state of a pocket goes by these words",
     "no-job": "no job of that name, or none that the asker may see",
     "not-permitted": "the ACL does not let the principal, at the door or at the daemon",
     "not-in-pocket": "a package that the pocket does not have, or did not have then",
