@@ -183,8 +183,8 @@ def _may_look(context: Context, principal: str, name: str) -> None:
     if principal in {local_principal(uid) for uid in (0, os.geteuid())}:
         return
     pocket = context.site.pockets[name]
-    for action, entries in pocket.acl.items():
-        if acl.allowed(principal, entries, pocket=name, action=action)[0]:
+    for action, who in pocket.acl.items():
+        if acl.allowed(principal, who, pocket=name, action=action)[0]:
             return
     raise Denied(f"{model.printable(principal)} may not look in {name}", code="not-permitted")
 

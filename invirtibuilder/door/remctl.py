@@ -12,11 +12,12 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from invirtibuilder import entries, model
 from invirtibuilder.door import submit as daemon
 from invirtibuilder.door import table, view
+from invirtibuilder.door.verb import Verb
 from invirtibuilder.errors import (
     Denied,
     Exit,
@@ -301,25 +302,6 @@ SOURCES = ("sources", "preferences", "downgrade", "at")
 
 
 MORE = ("...", "...]")
-
-
-class Verb:
-    """A row of the table of verbs."""
-
-    def __init__(
-        self,
-        run: Callable[[Call, Sequence[str]], int],
-        arguments: str,
-        about: str,
-        more: str = "",
-    ) -> None:
-        self.run = run
-        self.arguments = arguments
-        self.about = about
-        self.more = more
-        words = arguments.split()
-        self.least = sum(not word.startswith("[") for word in words)
-        self.most = entries.MAX_PACKAGES if arguments.endswith(MORE) else len(words)
 
 
 def _help(call: Call, args: Sequence[str]) -> int:
