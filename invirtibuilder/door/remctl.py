@@ -301,9 +301,6 @@ def _diff(call: Call, args: Sequence[str]) -> int:
 SOURCES = ("sources", "preferences", "downgrade", "at")
 
 
-MORE = ("...", "...]")
-
-
 def _help(call: Call, args: Sequence[str]) -> int:
     if args:
         verb = VERBS.get(args[0])

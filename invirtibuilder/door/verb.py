@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from invirtibuilder import entries
+
+MORE = ("...", "...]")
+"""How the arguments of a verb end that takes several of the last one."""
+
 
 class Verb:
     """A row of the table of verbs; `arguments` in brackets may be left out."""
