@@ -272,11 +272,11 @@ def _sources(call: Call, args: Sequence[str]) -> int:
     call.table.require(call.principal, args[0])
     if len(args) > 1:
         at = args[2] if which == "at" else ""
-        if at:
+        if which == "at":
             model.moment(at)
         question = {"verb": "sources", "pocket": args[0], "at": at, "principal": call.principal}
         answer = daemon.asked(call.table.socket, question)
-        text = answer["sources" if at else which]
+        text = answer["sources" if which == "at" else which]
     else:
         text = call.table.pockets[args[0]].get("sources")
     if not text:

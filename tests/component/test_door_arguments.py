@@ -60,6 +60,9 @@ SAID: list[tuple[str, int, str]] = [
     ("packages ?", 64, "usage"),
     ("acl ?", 77, "not-permitted"),
     ("sources ?", 77, "not-permitted"),
+    ("sources dev ?", 64, "usage"),
+    ("sources dev at ?", 65, "bad-moment"),
+    ("sources ? at 2026-01-02", 77, "not-permitted"),
     ("help ?", 64, "usage"),
 ]
 # Words that are fine, but too few, too many, or of nothing that there is.
