@@ -87,17 +87,23 @@ def _principal(environment: Mapping[str, str]) -> str:
     return who
 
 
-def _submission(call: Call, args: Sequence[str]) -> Sequence[str]:
-    """POCKET PACKAGE COMMIT, well-formed and allowed. Raises Refused with all that is wrong."""
+def _formed(action: str, args: Sequence[str]) -> None:
+    """Raise Refused with all that is malformed."""
     reasons: list[Reason] = []
-    checks = (model.pocket_name, model.package_name, model.committish)
-    for check, word in zip(checks, args, strict=True):
+    checks = entries.ACTIONS[action]
+    packages = (model.package_name,) * (len(args) - len(checks))
+    for check, word in zip((*checks, *packages), args, strict=True):
         try:
             check(word)
         except Malformed as fault:
             reasons += fault.reasons
     if reasons:
         raise Refused(reasons)
+
+
+def _submission(call: Call, args: Sequence[str]) -> Sequence[str]:
+    """POCKET PACKAGE COMMIT, well-formed and allowed. Raises Refused, Denied, Unavailable."""
+    _formed("submit", args)
     call.table.require(call.principal, args[0], "submit")
     return args
 
@@ -127,6 +133,7 @@ def _rollback(call: Call, args: Sequence[str]) -> int:
 
 def _act(call: Call, action: str, args: Sequence[str], right: str) -> int:
     """Queue a promotion or a rollback unless the daemon refuses it."""
+    _formed(action, args)
     entry = entries.new(action, args, principal=call.principal, via=call.via, addr=call.addr)
     call.table.require(call.principal, entries.pocket(action, args), right)
     answer = daemon.submit(call.table.queue, call.table.socket, entry)
