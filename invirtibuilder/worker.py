@@ -194,7 +194,8 @@ def _workshop(
 
 def _clear(scratch: Path, ids: Ids) -> None:
     for tree in scratch.iterdir():
-        if tree.lstat().st_uid == ids.first_uid:
+        # What was received belongs to the build user.
+        if tree.lstat().st_uid in range(ids.first_uid, ids.first_uid + ids.count):
             remove_tree(ids, tree)
     files.remove_tree(scratch)
 
