@@ -18,11 +18,12 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """What has to hold: `case` takes at most `most` times as long as `base`."""
+    """What has to hold: `case` takes at most `most` times as long as `base`, and `plus` seconds."""
 
     case: str
     base: str
     most: float
+    plus: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Figures:
 
     def holds(self, bound: Bound) -> bool:
         """Whether a bound holds."""
-        return self.ratio(bound.case, bound.base) <= bound.most
+        return self.median(bound.case) <= bound.most * self.median(bound.base) + bound.plus
 
 
 def arguments(about: str, rounds: int) -> argparse.ArgumentParser:
@@ -67,9 +68,10 @@ def measured(
         before()
         for case, body in cases.items():
             began = time.perf_counter()
-            body()
+            said = body()
+            took = time.perf_counter() - began
             if number:
-                seconds[case].append(time.perf_counter() - began)
+                seconds[case].append(said if isinstance(said, float) else took)
     return Figures(seconds=seconds)
 
 
@@ -93,6 +95,7 @@ def report(
             "case": bound.case,
             "base": bound.base,
             "most": bound.most,
+            "plus": bound.plus,
             "ratio": figures.ratio(bound.case, bound.base),
             "holds": figures.holds(bound),
         }
@@ -114,4 +117,5 @@ def _print(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]
     for bound in judged:
         verdict = "holds" if bound["holds"] else "DOES NOT HOLD"
         what = f"{bound['case']} <= {bound['most']:g} x {bound['base']}"
+        what += f" + {bound['plus']:g} s" if bound["plus"] else ""
         print(f"{verdict}: {what} (it is {bound['ratio']:.2f})")
