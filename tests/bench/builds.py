@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
+import json
+import os
 import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from invirtibuilder.debchanges import parse_dsc
-from invirtibuilder.model import upstream_version
 from invirtibuilder.order import Limits, Order, Room, write_order
 from invirtibuilder.run import run
 from invirtibuilder.sandbox import layers
-from invirtibuilder.sandbox.base import Base, BaseSpec
+from invirtibuilder.sandbox.base import Base, BaseSpec, make_base
 from invirtibuilder.sandbox.contract import Bind, Command
 from invirtibuilder.sandbox.contract import Limits as Bounds
 from invirtibuilder.sandbox.ids import Ids, make_tree, remove_tree
@@ -33,8 +33,9 @@ from invirtibuilder.sandbox.userns import UserNamespace, upper_of
 from tests.bench import figures, others
 from tests.bench.figures import Bound
 from tests.support import archive, packages, sites
-from tests.support.base import kept_base, machine_spec
+from tests.support.base import KEPT, machine_spec, remove_shared
 
+ENTER = "ours"
 OURS, BARE, SBUILD = "ours, order to result", "bare dpkg-buildpackage", "sbuild, unshare"
 LAYER, APT = "ours, to be installed", "ours, nothing kept"
 PLAIN = "unshare with the ids"
@@ -147,7 +148,7 @@ class Worker:
                 stdin=order.fileno(),
                 stdout=out.fileno(),
                 # As `ours` has it.
-                env={"DEB_BUILD_OPTIONS": f"parallel={figures.processors()}"},
+                env={"DEB_BUILD_OPTIONS": f"parallel={os.cpu_count() or 1}"},
             )
             assert room.run(command).code == 0
             out.seek(0)
@@ -171,19 +172,168 @@ class Worker:
 
 
 @contextlib.contextmanager
-def worker() -> Iterator[Worker]:
-    """A worker with a base, kept as the tests keep theirs."""
-    ids, spec = Ids.of_user(), machine_spec()
-    with kept_base(ids) as bases:
-        base = sites.made_base(spec, bases, ids)
-        with tempfile.TemporaryDirectory(prefix="ib-bench-", dir="/var/tmp") as name:
-            directory = Path(name)
-            directory.chmod(0o711)
-            made = Worker(directory=directory, spec=spec, base=base, ids=ids)
-            for part in ("layers", "lists"):
-                (made.slot / part).mkdir(parents=True, mode=0o711)
-            (made.slot / "bases").symlink_to(bases)
-            try:
-                yield made
-            finally:
-                made.forget(apt=(directory / "resolutions").exists())
+def shared() -> Iterator[Base]:
+    """A base of this machine's suite, kept as the tests keep theirs."""
+    kept = os.environ.get(KEPT)
+    directory = Path(kept or tempfile.mkdtemp(prefix="ib-bench-", dir="/var/tmp"))
+    directory.chmod(0o755)
+    try:
+        with (directory / "base.log").open("ab") as log:
+            yield make_base(machine_spec(), directory, Ids.of_user(), log=log.fileno())
+    finally:
+        if not kept:
+            remove_shared(directory)
+
+
+@contextlib.contextmanager
+def worker(base: Base, folder: Path) -> Iterator[Worker]:
+    """A worker of its own with the base."""
+    folder.mkdir()
+    made = Worker(directory=folder, spec=machine_spec(), base=base, ids=Ids.of_user())
+    made.slot.mkdir()
+    (made.slot / "bases").symlink_to(base.directory.parents[1])
+    for path in (folder, made.slot):
+        path.chmod(0o711)
+    try:
+        yield made
+    finally:
+        if (folder / "resolutions").exists():
+            made.forget(apt=True)
+
+
+def enter(base: Base) -> dict[str, Callable[[], object]]:
+    """A command that does nothing."""
+    room = UserNamespace(
+        ids=Ids.of_user(), lowers=[base.root], scratch=None, limits=Bounds(seconds=60)
+    )
+    nothing = Command(argv=("true",), user="build")
+    plain = ["unshare", "--map-auto", "--map-root-user", "--mount", "--pid", "--net", "--fork"]
+    return {PLAIN: lambda: run([*plain, "true"]), ENTER: lambda: room.run(nothing)}
+
+
+def warm(work: Worker, dsc: Path, sbuild: others.Sbuild) -> dict[str, Callable[[], object]]:
+    """A source package whose dependencies are installed already."""
+    work.prepare(dsc)
+    work.ours()
+    return {BARE: work.bare, OURS: work.ours, SBUILD: lambda: sbuild.build(dsc)}
+
+
+def cold(work: Worker, dsc: Path, sbuild: others.Sbuild) -> dict[str, Callable[[], object]]:
+    """The same, its dependencies not installed."""
+    work.prepare(dsc)
+    work.ours()
+    return {
+        LAYER: lambda: work.cold(apt=False),
+        APT: lambda: work.cold(apt=True),
+        SBUILD: lambda: sbuild.build(dsc),
+    }
+
+
+def installable(site: sites.TestSite, repos: Sequence[packages.Repo]) -> None:
+    """Submit packages, and wait until APT can install all of these builds."""
+    jobs = [site.cli("submit", "dev", repo.name, repo.commit).text.strip() for repo in repos]
+    dist = site.directory / "archive/dev/dists/dev/main"
+    (index,) = dist.glob("binary-*/Packages")
+    waiting = dict(zip(jobs, repos, strict=True))
+    until = time.monotonic() + others.LONG
+    while waiting:
+        listed = index.read_text()
+        for job in list(waiting):
+            state = json.loads((site.directory / "jobs" / job / "state.json").read_text())
+            assert state["state"] in ("queued", "running", "waiting", "published"), state
+            if state["version"] and f"Version: {state['version']}\n" in listed:
+                del waiting[job]
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def publish(
+    site: sites.TestSite,
+    folder: Path,
+    work: Worker,
+    sbuild: others.Sbuild,
+    reprepro: others.Repository,
+) -> dict[str, Callable[[], object]]:
+    """From a submission until APT can install the package."""
+    repo = tiny(folder / "repo")
+    site.package(repo.name, repo.path)
+    dsc = source(repo, folder / "dsc")
+    work.prepare(dsc)
+    work.ours()
+    return {
+        BARE: work.bare,
+        INSTALLABLE: lambda: installable(site, [repo]),
+        INCLUDED: lambda: reprepro.include(sbuild.build(dsc), repo.name),
+    }
+
+
+def many(
+    site: sites.TestSite, folder: Path, sbuild: others.Sbuild, count: int
+) -> dict[str, Callable[[], object]]:
+    """Many tiny packages."""
+    repos = [tiny(folder / f"tiny{n}", f"tiny{n}") for n in range(count)]
+    for repo in repos:
+        site.package(repo.name, repo.path)
+    found = [source(repo, folder / f"dsc{n}") for n, repo in enumerate(repos)]
+    return {
+        MANY: lambda: installable(site, repos),
+        IN_TURN: lambda: [sbuild.build(dsc) for dsc in found],
+    }
+
+
+PARTS = ("enter", "tiny", "hello", "cold", "publish", "many")
+WARM = (Bound(case=OURS, base=BARE, most=1.5), Bound(case=OURS, base=SBUILD, most=0.1))
+BOUNDS: dict[str, tuple[Bound, ...]] = {
+    "tiny": WARM,
+    "publish": (Bound(case=INSTALLABLE, base=BARE, most=1, plus=2),),
+}
+BASES = {"enter": PLAIN, "cold": SBUILD, "many": IN_TURN}
+
+
+def cases(
+    part: str, stack: contextlib.ExitStack, folder: Path, count: int
+) -> dict[str, Callable[[], object]]:
+    """What is to be measured for a part, prepared."""
+    base = stack.enter_context(shared())
+    if part == "enter":
+        return enter(base)
+    spec = machine_spec()
+    sbuild = stack.enter_context(others.sbuild(spec, base.directory.parents[1] / "sbuild.tar"))
+    work = stack.enter_context(worker(base, folder / "worker"))
+    if part in ("tiny", "cold"):
+        dsc = source(tiny(folder / "repo"), folder / "dsc")
+        return warm(work, dsc, sbuild) if part == "tiny" else cold(work, dsc, sbuild)
+    if part == "hello":
+        return warm(work, archive.fetch_dsc("hello", folder / "dsc", spec.suite), sbuild)
+    domain = {sites.DOMAIN: {"jobs": 2}} if part == "many" else {sites.DOMAIN: {}}
+    site = stack.enter_context(sites.made_site(base, sites.shared_layers(base), domains=domain))
+    stack.enter_context(site.daemon())
+    if part == "many":
+        return many(site, folder, sbuild, count)
+    reprepro = stack.enter_context(others.repository(spec.architecture))
+    return publish(site, folder, work, sbuild, reprepro)
+
+
+def main() -> int:
+    """Measure, print, and say whether the bounds hold."""
+    parser = figures.arguments(__doc__ or "", 5)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--packages", type=int, default=20, metavar="N", help="of `many` (20)")
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"not a part: {', '.join(sorted(unknown))}")
+    code = 0
+    for part in args.parts or PARTS:
+        with contextlib.ExitStack() as stack:
+            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="ib-b-", dir="/var/tmp"))
+            Path(name).chmod(0o755)
+            found = figures.measured(cases(part, stack, Path(name), args.packages), args.rounds)
+            if not args.json:
+                print(f"\n{part}")
+            base = BASES.get(part, BARE)
+            code |= figures.report(found, base=base, bounds=BOUNDS.get(part, ()), as_json=args.json)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +23,14 @@ class Sbuild:
     tarball: Path
     suite: str
 
-    def build(self, dsc: Path, *, profiles: Sequence[str] = ()) -> Path:
+    def build(self, dsc: Path) -> Path:
         """Build; the .changes, in a new directory."""
         folder = Path(tempfile.mkdtemp(dir=self.tarball.parent))
         for part in dsc.parent.iterdir():
             shutil.copy(part, folder)
         argv = ["sbuild", "--chroot-mode=unshare", f"--dist={self.suite}", "--arch-all"]
         argv += [f"--chroot={self.tarball}", "--verbose", "--no-run-lintian"]
-        argv += ["--no-run-autopkgtest", "--no-run-piuparts", *(f"--profiles={p}" for p in profiles)]
+        argv += ["--no-run-autopkgtest", "--no-run-piuparts"]
         with (folder / "log").open("wb") as log:
             run(
                 [*argv, dsc.name],
@@ -45,18 +45,21 @@ class Sbuild:
 
 
 @contextmanager
-def sbuild(spec: BaseSpec) -> Iterator[Sbuild]:
-    """sbuild, installed if it is not, with the tarball that it asks for: what our base is made of."""
+def sbuild(spec: BaseSpec, kept: Path) -> Iterator[Sbuild]:
+    """sbuild, installed if it is not, with a tarball of what our base is made of, in `kept`."""
     if not shutil.which("sbuild"):
         run(["apt-get", "-qy", "install", "--no-install-recommends", "sbuild"], timeout=LONG)
     with tempfile.TemporaryDirectory(prefix="ib-bench-sbuild-", dir="/var/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        (folder / "mirror.sources").write_text(spec.sources)
-        argv = ["mmdebstrap", "--mode=unshare", "--variant=buildd", "--format=tar"]
-        argv += [f"--include={','.join(spec.include)}", spec.suite]
         tarball = folder / "base.tar"
-        run([*argv, tarball, folder / "mirror.sources"], cwd=folder, timeout=LONG)
+        if not kept.exists():
+            (folder / "mirror.sources").write_text(spec.sources)
+            argv = ["mmdebstrap", "--mode=unshare", "--variant=buildd", "--format=tar"]
+            argv += [f"--include={','.join(spec.include)}", spec.suite]
+            run([*argv, tarball, folder / "mirror.sources"], cwd=folder, timeout=LONG)
+            tarball.rename(kept)
+        tarball.symlink_to(kept)
         yield Sbuild(tarball=tarball, suite=spec.suite)
 
 

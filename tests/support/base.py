@@ -38,6 +38,11 @@ def ids() -> Ids:
 @pytest.fixture(scope="session")
 def base_spec() -> BaseSpec:
     """This machine's own suite, from its own mirror."""
+    return machine_spec()
+
+
+def machine_spec() -> BaseSpec:
+    """This machine's own suite, from its own mirror."""
     release = dict(
         line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if line
     )
@@ -59,13 +64,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Whoever made the directory removes it."""
     if directory := config.stash.get(OWN, None):
         del os.environ[KEPT]
-        if any(directory.iterdir()):
-            ids = Ids.of_user()
-            for made in (*directory.glob("layers/*"), *directory.glob("lists/*")):
-                discard(made, ids)
-            remove_bases(ids, directory)
-        else:
-            directory.rmdir()
+        remove_shared(directory)
+
+
+def remove_shared(directory: Path) -> None:
+    """Remove what the tests of a run have shared."""
+    if any(directory.iterdir()):
+        ids = Ids.of_user()
+        for made in (*directory.glob("layers/*"), *directory.glob("lists/*")):
+            discard(made, ids)
+        remove_bases(ids, directory)
+    else:
+        directory.rmdir()
 
 
 @pytest.fixture(scope="session")

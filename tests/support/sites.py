@@ -167,6 +167,11 @@ def made_site(base: Base, layers: Path, **changes: Any) -> Iterator[TestSite]:
 @pytest.fixture(scope="session")
 def layers(base: Base) -> Path:
     """Layers, and what they are made from, that are shared by all sites of the run."""
+    return shared_layers(base)
+
+
+def shared_layers(base: Base) -> Path:
+    """The layers that are beside the bases."""
     parent = base.directory.parents[1]
     for name in ("layers", "lists", "downloads"):
         (parent / name).mkdir(exist_ok=True)
