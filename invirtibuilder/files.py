@@ -105,6 +105,14 @@ def remove_tree(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def link_target(path: Path) -> str | None:
+    """What a symbolic link says; None when there is none."""
+    try:
+        return os.readlink(path)  # noqa: PTH115
+    except FileNotFoundError:
+        return None
+
+
 class Busy(Exception):
     """Another process holds the lock."""
 

@@ -179,6 +179,19 @@ def _placed(
     return base
 
 
+def remove_bases(place: Path, ids: Ids, *, current_too: bool = False) -> None:
+    """Remove a spec's bases that are not its current one; nobody may be using them."""
+    kept = None if current_too else files.link_target(place / "current")
+    for base in place.iterdir():
+        if base.is_dir() and not base.is_symlink() and base.name != kept:
+            # Half removed it must not stand where the same base may be placed again.
+            gone = place / f".new-{secrets.token_hex(4)}"
+            base.rename(gone)
+            _remove(ids, gone)
+    if current_too:
+        files.remove_tree(place)
+
+
 def _remove(ids: Ids, half_made: Path) -> None:
     if half_made.is_symlink():
         half_made.unlink()

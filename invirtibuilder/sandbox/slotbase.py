@@ -5,12 +5,25 @@ Making one takes a minute and a mirror; copying one through the ids takes second
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from invirtibuilder.files import locked
-from invirtibuilder.sandbox.base import Base, BaseSpec, copy_base, current, make_base
+from invirtibuilder.files import Busy, locked
+from invirtibuilder.sandbox.base import (
+    Base,
+    BaseSpec,
+    copy_base,
+    current,
+    make_base,
+    remove_bases,
+)
 from invirtibuilder.sandbox.ids import Ids
+
+UNUSED = 60 * 24 * 3600.0
+"""Seconds after which a base that nothing was built in is removed when another one is made."""
 
 
 def slot_base(
@@ -26,8 +39,11 @@ def slot_base(
     """The base of this spec in the directory `slot`, as new as in any slot of `domain`.
 
     With `refresh` it is made anew; the other slots copy it when they need it. Several callers
-    make, or refresh, it once. Raises RoomFault, MachineFault.
+    make, or refresh, it once. A new one replaces the slot's older ones, which its holder alone
+    could use. Raises RoomFault, MachineFault.
     """
+    with suppress(FileNotFoundError):
+        os.utime(slot / "bases" / spec.key)
     before = _newest(spec, domain)
     own = current(spec, slot / "bases")
     if own and before and not refresh and own.made >= before[0].made:
@@ -41,9 +57,21 @@ def slot_base(
                 return own
             base, of = newest
             say(f"base: a copy of the one in {base.directory.relative_to(domain).parts[0]}")
-            return copy_base(base, spec, of, slot / "bases", ids, log=log)
-        say(f"base: mmdebstrap makes one of {spec.suite}, which takes a minute")
-        return make_base(spec, slot / "bases", ids, log=log, refresh=refresh)
+            made = copy_base(base, spec, of, slot / "bases", ids, log=log)
+        else:
+            say(f"base: mmdebstrap makes one of {spec.suite}, which takes a minute")
+            made = make_base(spec, slot / "bases", ids, log=log, refresh=refresh)
+        remove_bases(slot / "bases" / spec.key, ids)
+    _remove_unused(domain, slot / "bases", ids)
+    return made
+
+
+def _remove_unused(domain: Path, bases: Path, ids: Ids) -> None:
+    """Remove what no pocket has asked for in a long time, but not while it is being copied."""
+    for place in bases.iterdir():
+        if place.is_dir() and time.time() - place.stat().st_mtime > UNUSED:
+            with suppress(Busy), locked(domain / f"base-{place.name}.lock", wait=False):
+                remove_bases(place, ids, current_too=True)
 
 
 def _newest(spec: BaseSpec, domain: Path) -> tuple[Base, Ids] | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from invirtibuilder.errors import Cancelled, MachineFault, RoomFault
-from invirtibuilder.files import write_json
+from invirtibuilder.files import locked, write_json
 from invirtibuilder.sandbox import base as bases
 from invirtibuilder.sandbox import helper, slotbase
 from invirtibuilder.sandbox import ids as subordinate
@@ -214,9 +214,30 @@ class TestBases:
         new = tiny(one, "2026-01-02T00:00:00.000Z", log)
         copy = of_slot(domain, 2, log, [])
         assert copy.made == new.made
-        # Builds that use the older one go on.
-        assert old.root.is_dir()
+        # The slot's holder, who alone could use it, has asked for the newer one.
+        assert not old.directory.exists()
+        assert {path.name for path in copy.directory.parent.iterdir()} == {
+            "current",
+            copy.directory.name,
+        }
         assert of_slot(domain, 1, log, []) == new
+
+    def test_one_that_nothing_is_built_in_goes_in_the_end(self, domain: Path, log: int) -> None:
+        one, two = slots(domain, [1, 2])
+        used = tiny(two, "2026-01-01T00:00:00.000Z", log).directory.parent
+        others = [used.with_name(name) for name in ("b" * 64, "c" * 64, "d" * 64)]
+        for other in others:
+            (other / "it").mkdir(parents=True)
+            (other / "current").symlink_to("it")
+            for name in ("root", "tools"):
+                make_tree(two.ids, other / "it" / name)
+        for other in others[:2]:
+            os.utime(other, (1e9, 1e9))
+        tiny(one, "2026-01-02T00:00:00.000Z", log)
+        with locked(domain / f"base-{others[0].name}.lock"):  # as who copies it has it
+            of_slot(domain, 2, log, [])
+        there = {path.name for path in used.parent.iterdir() if path.is_dir()}
+        assert there == {used.name, others[0].name, others[2].name}
 
     def test_a_refresh_makes_one_whatever_the_others_have(
         self, domain: Path, log: int, monkeypatch: pytest.MonkeyPatch
