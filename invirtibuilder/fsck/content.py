@@ -200,7 +200,7 @@ def kept(pocket: Pocket, record: Record) -> dict[str, str]:
 
 def kept_artifact(context: Context, record: Record, name: str) -> Path | None:
     """A recorded file as it is kept with the job that made it, or None."""
-    for job in (record.get("job"), record.get("reused")):
+    for job in (record.get("built"), record.get("job"), record.get("reused")):
         for folder in ("artifacts", "source"):
             if job and model.JOB.fullmatch(str(job)):
                 path = context.site.jobs / str(job) / folder / name

@@ -65,9 +65,14 @@ class _Archive:
             yield self.found("release-differs", what, f"{what}: InRelease is not its Release")
         yield from self._signatures(number, dist, what)
         yield from self._indices(dist, index, what)
-        if number > 1 and commit_of(self.state, number, fields) is None:
+        if not self._empty_still(number) and commit_of(self.state, number, fields) is None:
             message = f"{what}: no commit of the superproject's branch {self.pocket.branch} made it"
             yield self.found("publication-without-commit", what, message)
+
+    def _empty_still(self, number: int) -> bool:
+        """Whether it is of before the pocket's first commit: the first one, or signed again."""
+        first = self.state.history[-1].trailers.get("Publication", "") if self.state.history else ""
+        return number == 1 or (number < int(first) if first.isdigit() else not self.state.history)
 
     def _signatures(self, number: int, dist: Path, what: str) -> Iterator[Finding]:
         """By a key that signs now; an older publication may be of one that no longer does."""

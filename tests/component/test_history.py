@@ -194,3 +194,5 @@ def test_the_daemon_signs_again(place: Place) -> None:
     assert made.current() == 2
     other = place.context.archive(place.site.pockets["prod"]).publications
     assert other.current() == 1
+    checked = place.cli("fsck")
+    assert checked.code == 0, (checked.text, checked.err)

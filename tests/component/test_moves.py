@@ -83,6 +83,9 @@ def test_up_and_back(site: Door) -> None:
     assert place.ended(done.text).status.state == "published"
     assert version(place, "staging") == "1.0"
     assert site.call("carol", "status", done.text).code == 0
+    # Pins, tags, records, files and publications are one, all the same.
+    checked = place.cli("fsck")
+    assert checked.code == 0, (checked.text, checked.err)
 
 
 BAD = [
