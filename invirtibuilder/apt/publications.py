@@ -9,17 +9,18 @@ links within the pocket's directory, which the web server must follow.
 from __future__ import annotations
 
 import email.utils
+import gzip
 import hashlib
 import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from debian.deb822 import Release
+from debian.deb822 import Release, Sources
 
 from invirtibuilder import files, model
 from invirtibuilder.errors import MachineFault
@@ -238,29 +239,44 @@ class Publications:
             files.sync_directory(self._all)
             files.remove_tree(gone)
 
-    def prune(
-        self,
-        now: datetime,
-        *,
-        seconds: float = KEEP_SECONDS,
-        count: int = KEEP_COUNT,
-        pinned: Collection[int] = (),
-    ) -> list[int]:
-        """Remove publications superseded over `seconds` ago, but for the last `count` of them.
+    def outdated(self, now: datetime, *, seconds: float, count: int) -> dict[int, datetime]:
+        """Publications that were superseded over `seconds` ago, but for the last `count` of them.
 
-        The current one, those after it and those in `pinned` stay. Indices that no publication
-        names any more leave the store. Returns what was removed.
+        Each with when it was superseded. Never the current one, nor one after it.
         """
         current = self.current()
         older = [n for n in self.numbers() if current is not None and n <= current]
         # Each with the one that superseded it; so the current one is none of them.
         candidates = list(itertools.pairwise(older))[: -count or None]
+        dates = {number: self.date(by) for number, by in candidates}
         old = now - timedelta(seconds=seconds)
-        removed = [n for n, by in candidates if n not in pinned and self.date(by) < old]
+        return {number: date for number, date in dates.items() if date < old}
+
+    def prune(
+        self, now: datetime, *, seconds: float = KEEP_SECONDS, count: int = KEEP_COUNT
+    ) -> list[int]:
+        """Remove what is `outdated`, and the indices that no publication names any more.
+
+        Returns what was removed.
+        """
+        removed = list(self.outdated(now, seconds=seconds, count=count))
         for number in removed:
             self.drop(number)
         self._prune_store()
         return removed
+
+    def pool_files(self, number: int, known: dict[str, frozenset[str]]) -> frozenset[str]:
+        """The files that a publication names, as `pool/...`; `known` keeps what was read before."""
+        found: set[str] = set()
+        path = self.path(number)
+        for name, (sha256, _) in self._indices(path).items():
+            if name.rpartition("/")[2] not in ("Packages", "Sources.gz"):
+                continue
+            if sha256 not in known:
+                file = path / "dists" / self.codename / name
+                known[sha256] = frozenset(_named(file))
+            found |= known[sha256]
+        return frozenset(found)
 
     def _prune_store(self) -> None:
         if not self._store.is_dir():
@@ -273,6 +289,18 @@ class Publications:
         for file in self._store.iterdir():
             if file.name not in named:
                 file.unlink()
+
+
+def _named(index: Path) -> Iterator[str]:
+    """The pool's files that an index names: Packages, or a compressed Sources."""
+    if index.suffix == ".gz":
+        with gzip.open(index, "rb") as packed:
+            for source in Sources.iter_paragraphs(packed, use_apt_pkg=False):
+                folder = source["Directory"]
+                yield from (f"{folder}/{file['name']}" for file in source["Checksums-Sha256"])
+    else:
+        with index.open(encoding="utf-8", errors="replace") as lines:
+            yield from (line[10:].rstrip("\n") for line in lines if line.startswith("Filename: "))
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -248,6 +248,26 @@ class Reprepro:
         if self._of_source(source, lock_fd):
             raise MachineFault(f"{self.root.name}: reprepro did not remove {source}")
 
+    def references(self, *, lock_fd: int) -> set[str]:
+        """The pool's files that the present content has."""
+        lines = self._call("dumpreferences", lock_fd=lock_fd).text.splitlines()
+        return {line.rpartition(" ")[2] for line in lines}
+
+    def forget(self, files_: Sequence[str], *, lock_fd: int) -> None:
+        """Have the database no longer know of files (`pool/...`) that nothing refers to.
+
+        In a transaction; the files are to be removed after it, so that the database never knows of
+        one that is not there. Raises MachineFault for one that is referred to.
+        """
+        if not self.is_open():
+            raise MachineFault(f"{self.root.name}: no archive transaction is open")
+        if wanted := self.references(lock_fd=lock_fd) & set(files_):
+            raise MachineFault(f"{self.root.name}: {sorted(wanted)[0]} is in use")
+        known = set(self._call("dumpunreferenced", lock_fd=lock_fd).text.splitlines())
+        there = [file for file in files_ if file in known]
+        for start in range(0, len(there), 200):
+            self._call("_forget", *there[start : start + 200], lock_fd=lock_fd)
+
     def export(self, *, lock_fd: int) -> None:
         """Write the indices of the present content to private/dists, and sync the database.
 

@@ -37,6 +37,7 @@ COMMANDS = {
     "base": "base.Base",
     "key": "key.KeyCommand",
     "diff": "diff.Diff",
+    "gc": "gc.Collect",
     "fsck": "fsck.Fsck",
     "remote": "remote.Remote",
 }

@@ -95,11 +95,11 @@ def recover(context: Context, pocket: Pocket) -> str:
 
 
 @contextmanager
-def settled(context: Context, pocket: Pocket) -> Iterator[Archive]:
-    """The pocket's archive under its lock, nothing half done in it. Raises Wait."""
+def settled(context: Context, pocket: Pocket) -> Iterator[tuple[Archive, int]]:
+    """The pocket's archive and its lock, which is held, with nothing half done. Raises Wait."""
     archive = context.archive(pocket)
-    with _recovered(context, pocket, archive):
-        yield archive
+    with _recovered(context, pocket, archive) as lock_fd:
+        yield archive, lock_fd
 
 
 @contextmanager
@@ -203,11 +203,6 @@ def _transact(session: _Session, together: Sequence[Ready]) -> None:
         if not isinstance(error, Exception):
             raise
     _finished(context, archive, pocket, intent)
-    kept = pocket.retention
-    try:
-        archive.publications.prune(context.clock(), seconds=kept.seconds, count=kept.publications)
-    except (Fault, OSError) as error:
-        together[0].job.remark(f"old publications stay for now: {error}")
 
 
 @contextmanager

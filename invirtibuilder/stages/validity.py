@@ -18,7 +18,7 @@ def ensure_signed(context: Context, pocket: Pocket) -> None:
     what signing raises.
     """
     if not _signed(context, pocket, context.archive(pocket)):
-        with settled(context, pocket) as archive:
+        with settled(context, pocket) as (archive, _):
             if not _signed(context, pocket, archive):
                 _sign_again(context, pocket, archive)
 
@@ -42,7 +42,7 @@ def keep_valid(context: Context, pocket: Pocket) -> float | None:
     archive = context.archive(pocket)
     due = _due(context, pocket, archive)
     if due is not None and due <= 0:
-        with settled(context, pocket) as archive:
+        with settled(context, pocket) as (archive, _):
             # Somebody may have published while we waited for the lock.
             due = _due(context, pocket, archive)
             if due is not None and due <= 0:

@@ -97,14 +97,6 @@ def test_after_the_commit_point_a_job_waits_instead_of_failing(
     assert line.context.superproject.trailers(line.context.superproject.tip("staging") or "")
 
 
-def test_what_happens_after_publishing_does_not_undo_the_verdict(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    line.package("hello")
-    monkeypatch.setattr(Publications, "prune", broken)
-    assert line.run(line.job("staging", "hello")).status.state == State.PUBLISHED
-
-
 def test_a_published_job_stays_published_when_another_came_between(line: Line) -> None:
     """Killed after the commit point; an older job of the same package runs first then."""
     work = line.package("hello")

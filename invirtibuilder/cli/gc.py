@@ -1,0 +1,29 @@
+"""gc: remove what is no longer kept."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from invirtibuilder import hosting, retention
+from invirtibuilder.cli.command import Command, load_site, show
+from invirtibuilder.daemon import make_context
+
+
+class Collect(Command):
+    name = "gc"
+    description = "remove what the pockets' retention no longer keeps, and say what and why"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--dry-run", action="store_true", help="only say it")
+
+    def run(self, args: argparse.Namespace) -> int:
+        site = load_site(args)
+        hosting.ensure_site(site)
+        found = list(retention.collect(make_context(site), dry_run=args.dry_run))
+        size = sum(waste.size for waste in found)
+        verb = "would go" if args.dry_run else "gone"
+        lines = [*(waste.text for waste in found), f"{len(found)} {verb}, {size} bytes"]
+        value = {"dry_run": args.dry_run, "size": size, "gone": [asdict(w) for w in found]}
+        show(args, value, "\n".join(lines))
+        return 0

@@ -1,0 +1,187 @@
+"""What a site no longer keeps: by each pocket's `retention`, and never what is still needed.
+
+A kept publication needs its pool files, its indices, and the records, source packages and
+artifacts of the jobs that made what it shows. Upstream tarballs, facts, journals and superproject
+stay for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from invirtibuilder import files, hosting, model
+from invirtibuilder.jobs import Job
+from invirtibuilder.settings import Pocket
+from invirtibuilder.stages.context import Archive, Context, Wait
+from invirtibuilder.stages.transaction import settled
+
+REFS = "refs/invirtibuilder/jobs/"
+HEAVY = ("attempts", "source", "artifacts", "upload", "repository.bundle", "export-order.json")
+"""What is large in a job's directory; the rest of it tells what happened, and stays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waste:
+    """Something that goes, or has gone: its kind, its name, why, and about how many bytes."""
+
+    kind: str  # publication, file, job or ref
+    pocket: str  # or nothing
+    name: str
+    why: str
+    size: int
+
+    @property
+    def text(self) -> str:
+        """A line for a person."""
+        where = f"{self.pocket}: " if self.pocket else ""
+        return f"{where}{self.kind} {self.name} ({self.size} bytes): {self.why}"
+
+
+def collect(context: Context, *, dry_run: bool = False) -> Iterator[Waste]:
+    """Remove what is no longer kept, and tell each thing; with `dry_run` only tell.
+
+    Safe to cut off and to repeat, beside a daemon at work. A pocket with a publication that
+    cannot be finished keeps all it has, and so does every job then.
+    """
+    needed: set[str] | None = set()
+    for pocket in context.site.pockets.values():
+        try:
+            with settled(context, pocket) as (archive, lock_fd):
+                if needed is not None:
+                    needed |= _needed(context, pocket, archive)
+                yield from _Archive(context, pocket, archive, lock_fd, dry_run).collect()
+        except Wait:
+            needed = None
+    if needed is not None:
+        yield from _jobs(context, needed, dry_run)
+    yield from _refs(context, dry_run)
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """A pocket's archive, whose lock is held."""
+
+    context: Context
+    pocket: Pocket
+    archive: Archive
+    lock_fd: int
+    dry_run: bool
+
+    def collect(self) -> Iterator[Waste]:
+        yield from self._publications()
+        yield from self._files()
+
+    def _publications(self) -> Iterator[Waste]:
+        publications, kept = self.archive.publications, self.pocket.retention
+        old = _outdated(self.context, self.pocket, self.archive)
+        for number, superseded in old.items():
+            why = f"superseded at {model.iso(superseded)}, {kept.publications} later ones are kept"
+            yield self._waste("publication", str(number), why, publications.path(number))
+        if not self.dry_run:
+            publications.prune(self.context.clock(), seconds=kept.seconds, count=kept.publications)
+
+    def _files(self) -> Iterator[Waste]:
+        """Pool files of no kept publication; out of the database first, then off the disk."""
+        publications, reprepro = self.archive.publications, self.archive.reprepro
+        old = _outdated(self.context, self.pocket, self.archive)
+        known: dict[str, frozenset[str]] = {}
+        named = reprepro.references(lock_fd=self.lock_fd)
+        for number in publications.numbers():
+            if number not in old:
+                named |= publications.pool_files(number, known)
+        root = publications.root
+        there = sorted(p for p in (root / "pool").rglob("*") if p.is_file())
+        gone = [path for path in there if str(path.relative_to(root)) not in named]
+        for path in gone:
+            why = "no kept publication has it"
+            yield self._waste("file", str(path.relative_to(root)), why, path)
+        if gone and not self.dry_run:
+            reprepro.begin()
+            reprepro.forget([str(p.relative_to(root)) for p in gone], lock_fd=self.lock_fd)
+            reprepro.commit()
+            for path in gone:
+                path.unlink()
+                _remove_empty(path.parent, root / "pool")
+
+    def _waste(self, kind: str, name: str, why: str, path: Path) -> Waste:
+        return Waste(kind=kind, pocket=self.pocket.name, name=name, why=why, size=_size(path))
+
+
+def _outdated(context: Context, pocket: Pocket, archive: Archive) -> dict[int, datetime]:
+    kept = pocket.retention
+    return archive.publications.outdated(
+        context.clock(), seconds=kept.seconds, count=kept.publications
+    )
+
+
+def _needed(context: Context, pocket: Pocket, archive: Archive) -> set[str]:
+    """The jobs of all that the kept publications show, and that the branch records now."""
+    publications, superproject = archive.publications, context.superproject
+    old = _outdated(context, pocket, archive)
+    commits = {publications.commit(n) for n in publications.numbers() if n not in old}
+    commits |= {superproject.tip(pocket.branch) or ""}
+    seen: set[str] = set()
+    jobs: set[str] = set()
+    for commit in sorted(commits - {""}):
+        for package, blob in superproject.record_ids(commit).items():
+            if blob not in seen:
+                seen.add(blob)
+                record = superproject.record_at(commit, package) or {}
+                jobs |= {str(record.get(key)) for key in ("job", "built", "reused")}
+    return jobs
+
+
+def _jobs(context: Context, needed: set[str], dry_run: bool) -> Iterator[Waste]:
+    """The sources, artifacts and attempts of jobs that ended long ago and that nobody needs."""
+    now = context.clock()
+    for job in context.jobs.all():
+        status = job.status
+        if not status.final or job.id in needed:
+            continue
+        pocket = context.site.pockets.get(job.pocket)
+        if pocket is None:  # it may come back
+            continue
+        ended = datetime.fromisoformat(status.since)
+        heavy = [path for name in HEAVY if (path := job.directory / name).exists()]
+        if heavy and ended < now - timedelta(seconds=pocket.retention.seconds):
+            names = ", ".join(path.name for path in heavy)
+            size = sum(map(_size, heavy))
+            why = f"{status.state} at {status.since}: {names}"
+            yield Waste(kind="job", pocket=job.pocket, name=job.id, why=why, size=size)
+            if not dry_run:
+                _lighten(job, heavy, names)
+
+
+def _lighten(job: Job, heavy: list[Path], names: str) -> None:
+    job.remark(f"no longer kept: {names}")
+    for path in heavy:
+        files.remove_tree(path)
+
+
+def _refs(context: Context, dry_run: bool) -> Iterator[Waste]:
+    """What holds objects for jobs that are over."""
+    over = {job.id for job in context.jobs.all() if job.status.final}
+    known = set(context.jobs.names())
+    for package in hosting.package_names(context.site):
+        repository = context.repository(package)
+        for ref in repository.refs(REFS):
+            job = ref.removeprefix(REFS).partition("/")[0]
+            if job in over or job not in known:
+                why = f"job {job} is over"
+                yield Waste(kind="ref", pocket="", name=f"{package}: {ref}", why=why, size=0)
+                if not dry_run:
+                    repository.unkeep(ref)
+
+
+def _remove_empty(folder: Path, top: Path) -> None:
+    while folder != top and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
+def _size(path: Path) -> int:
+    paths = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return sum(p.lstat().st_size for p in paths if p.is_file() and not p.is_symlink())
