@@ -37,7 +37,7 @@ COMMANDS = {
     "base": "base.Base",
     "key": "key.KeyCommand",
     "diff": "diff.Diff",
-    "gc": "gc.Collect",
+    "gc": "collect.Collect",
     "fsck": "fsck.Fsck",
     "remote": "remote.Remote",
 }
