@@ -103,9 +103,9 @@ BAD = [
 AT_THE_DOOR = [
     (Exit.USAGE, ["promote", "staging", "prod"]),
     (Exit.USAGE, ["rollback", "staging"]),
-    (Exit.DATA, ["promote", "staging", "prod", "../greet"]),
-    (Exit.DATA, ["promote", "staging", "prod\n", "greet"]),
-    (Exit.DATA, ["rollback", "staging", "--all"]),
+    (Exit.REFUSED, ["promote", "staging", "prod", "../greet"]),
+    (Exit.REFUSED, ["promote", "staging", "prod\n", "greet"]),
+    (Exit.REFUSED, ["rollback", "staging", "--all"]),
     (Exit.DENIED, ["promote", "prod", "staging", "greet"]),
     (Exit.DENIED, ["promote", "staging", "nowhere", "greet"]),
     (Exit.DENIED, ["rollback", "prod", "2026-01-31"]),
