@@ -230,7 +230,8 @@ def _text(stream: IO[bytes]) -> str:
 def _packages(text: str) -> tuple[Package, ...]:
     """What `apt-get --print-uris` prints, sorted, each file once. Raises RoomFault."""
     found = {}
-    for line in text.splitlines():
+    # Not splitlines, which sees lines where APT sees none.
+    for line in text.split("\n"):
         if line.startswith("'"):
             match = URI.fullmatch(line)
             if not match:

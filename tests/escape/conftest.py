@@ -116,8 +116,8 @@ def log(
                 assert code == 0, text[-5000:].decode("utf-8", "replace")
                 yield text
             finally:
-                for layer in (slot / "layers").iterdir():
-                    layers.discard(layer, ids)
+                for kept in (*(slot / "layers").iterdir(), *(slot / "lists").glob("*")):
+                    layers.discard(kept, ids)
 
 
 def _archive(machine: Machine, work: Path) -> None:

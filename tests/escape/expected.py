@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.escape.machine import SOURCE, has_ipv6, system_call
+from tests.escape.machine import SOURCE, has_ipv6, nameserver, system_call
 
 ISOLATIONS: Mapping[str, frozenset[str]] = {"chroot": frozenset()}
 """Each isolation, with the probes that are left out there."""
@@ -97,6 +97,7 @@ WITHOUT: Mapping[str, Callable[[], bool]] = {
     "raise a hard limit": _no_resource_capability,
     "oom_score_adj": _no_resource_capability,
     "loopback of the machine, IPv6": lambda: not has_ipv6(),
+    "name service": lambda: not nameserver(),
 }
 """What some machines do not have, so that its control cannot succeed there, and how that is seen
 without the probe. All else must succeed everywhere."""

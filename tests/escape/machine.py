@@ -114,6 +114,13 @@ def has_ipv6() -> bool:
     return interfaces.exists() and "0" * 31 + "1 " in interfaces.read_text()
 
 
+def nameserver() -> str:
+    """The machine's first name server that has an IPv4 address, or ""."""
+    lines = Path("/etc/resolv.conf").read_text().splitlines()
+    servers = [line.split()[1] for line in lines if line.startswith("nameserver ")]
+    return next((server for server in servers if ":" not in server), "")
+
+
 @contextmanager
 def prepared(mirror: str) -> Iterator[Machine]:
     """The machine with its targets, while the block runs. `mirror` is the URL of one."""
@@ -224,17 +231,17 @@ def _sockets(stack: ExitStack, directory: Path, mark: str) -> Targets:
 
 def _network(mirror: str) -> Targets:
     parts = urlsplit(mirror)
-    host, port = parts.hostname or "", parts.port or 80
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     address = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((str(address), port))
         own = probe.getsockname()[0]
-    lines = Path("/etc/resolv.conf").read_text().splitlines()
-    servers = [line.split()[1] for line in lines if line.startswith("nameserver ")]
     return {
         "mirror": address,
+        "mirror_port": port,
         "address": own,
-        "nameserver": next((s for s in servers if ":" not in s), "127.0.0.1"),
+        "address_port": 80,
+        "nameserver": nameserver() or "127.0.0.1",
         "url_mirror": f"http://{parts.netloc}{parts.path}/",
         "url_port": f"http://{host}:{port + 1}/",
         "url_host": "http://192.0.2.1/",

@@ -382,7 +382,9 @@ static const char *console_selection(UNUSED)
 	/* TIOCLINUX belongs to consoles: another terminal that gets it does not know it. */
 	char subcode = 6;
 	int terminal = pseudoterminal();
-	return terminal < 0 ? say("broken: no pty: %m") : reached(ioctl(terminal, TIOCLINUX, &subcode), ENOTTY);
+	if (terminal < 0)
+		return say("broken: no pty: %m");
+	return reached(ioctl(terminal, TIOCLINUX, &subcode), ENOTTY);
 }
 
 static const char *line_discipline(UNUSED)
@@ -414,7 +416,8 @@ static const char *mount_kind(const char *kind)
 {
 	mounts_of_my_own();
 	/* A driver that finds no disk at all has been asked. */
-	return reached(mount(!strcmp(kind, "ext4") ? "/dev/null" : "none", target("scratch"), kind, 0, NULL), ENOTBLK);
+	const char *source = !strcmp(kind, "ext4") ? "/dev/null" : "none";
+	return reached(mount(source, target("scratch"), kind, 0, NULL), ENOTBLK);
 }
 
 static const char *mount_overlay(UNUSED)
@@ -560,13 +563,15 @@ static const char *join_keyring(UNUSED)
 
 static const char *call_bpf(UNUSED)
 {
-	union bpf_attr map = {.map_type = BPF_MAP_TYPE_ARRAY, .key_size = 4, .value_size = 4, .max_entries = 1};
+	union bpf_attr map = {.map_type = BPF_MAP_TYPE_ARRAY, .max_entries = 1};
+	map.key_size = map.value_size = 4;
 	return result(syscall(SYS_bpf, BPF_MAP_CREATE, &map, sizeof map));
 }
 
 static const char *call_perf(UNUSED)
 {
-	struct perf_event_attr event = {.type = PERF_TYPE_SOFTWARE, .size = sizeof event, .exclude_kernel = 1};
+	struct perf_event_attr event = {.type = PERF_TYPE_SOFTWARE, .size = sizeof event};
+	event.exclude_kernel = 1;
 	return result(syscall(SYS_perf_event_open, &event, 0, -1, -1, 0));
 }
 
@@ -665,7 +670,9 @@ static const char *set_host_name(UNUSED)
 static const char *set_domain_name(UNUSED)
 {
 	char name[100];
-	return getdomainname(name, sizeof name) ? say("broken: %m") : result(setdomainname(name, strlen(name)));
+	if (getdomainname(name, sizeof name))
+		return say("broken: %m");
+	return result(setdomainname(name, strlen(name)));
 }
 
 static const char *no_randomization(UNUSED)
@@ -773,7 +780,9 @@ static const char *loopback(const char *host)
 
 static const char *away(const char *key)
 {
-	return tcp(target(key), 80, 1);
+	char port[100];
+	snprintf(port, sizeof port, "%s_port", key);
+	return tcp(target(key), number(port), 1);
 }
 
 static const char *unix_socket(const char *name, size_t length)
@@ -806,7 +815,8 @@ static const char *name_service(UNUSED)
 	int fd = socket(AF_INET, SOCK_DGRAM, 0);
 	struct pollfd wait = {.fd = fd, .events = POLLIN};
 	inet_pton(AF_INET, target("nameserver"), &server.sin_addr);
-	if (connect(fd, (struct sockaddr *)&server, sizeof server) || send(fd, query, sizeof query - 1, 0) < 0)
+	if (connect(fd, (struct sockaddr *)&server, sizeof server) ||
+	    send(fd, query, sizeof query - 1, 0) < 0)
 		return denied(errno);
 	if (poll(&wait, 1, 5000) != 1)
 		return "denied: no answer";
@@ -854,7 +864,8 @@ static const char *other_protocols(UNUSED)
 		{SOCK_STREAM, 262}, {SOCK_DGRAM, 136}, {SOCK_SEQPACKET, 132}, {SOCK_STREAM, 132},
 		{6 /* SOCK_DCCP */, 33}, {SOCK_DGRAM, 1}, {SOCK_DGRAM, 58}, {SOCK_RAW, 255}};
 	for (int i = 0; i < 8; i++)
-		if (socket_of(AF_INET, others[i][0], others[i][1]) || socket_of(AF_INET6, others[i][0], others[i][1]))
+		if (socket_of(AF_INET, others[i][0], others[i][1]) ||
+		    socket_of(AF_INET6, others[i][0], others[i][1]))
 			return OPEN;
 	return denied(errno);
 }
@@ -896,8 +907,8 @@ static const char *proxied(const char *what)
 	snprintf(method, sizeof method, "%.*s", (int)(key - what - 1), what);
 	if (connect(fd, (struct sockaddr *)&proxy, sizeof proxy))
 		return denied(errno);
-	int length = snprintf(request, sizeof request, "%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-			      method, target(key));
+	int length = snprintf(request, sizeof request, "%s %s HTTP/1.1\r\nHost: x\r\n"
+			      "Connection: close\r\n\r\n", method, target(key));
 	if (write(fd, request, length) < 0 || read(fd, answer, sizeof answer - 1) <= 0)
 		return say("broken: the proxy says nothing: %m");
 	if (sscanf(answer, "HTTP/1.1 %d", &code) != 1)
@@ -968,7 +979,8 @@ static int has_more(void)
 
 static const char *any_capability(UNUSED)
 {
-	return has_more() || prctl(PR_CAPBSET_READ, CAP_CHOWN) || !prctl(PR_GET_NO_NEW_PRIVS) ? OPEN : "denied: none";
+	int any = has_more() || prctl(PR_CAPBSET_READ, CAP_CHOWN) || !prctl(PR_GET_NO_NEW_PRIVS);
+	return any ? OPEN : "denied: none";
 }
 
 static const char *strong_capability(UNUSED)
@@ -1135,7 +1147,7 @@ static const struct {
 	{"loopback of the machine, IPv6", "ECONNREFUSED", loopback, "::1", 0},
 	{"address of the machine", "ENETUNREACH", away, "address", 0},
 	{"mirror", "ENETUNREACH", away, "mirror", 0},
-	{"name service", "ENETUNREACH", name_service, NULL, 0},
+	{"name service", "ENETUNREACH, ECONNREFUSED", name_service, NULL, 0},
 	{"abstract socket", "ECONNREFUSED", abstract_socket, "abstract", 0},
 	{"named socket", "ENOENT", named_socket, NULL, 0},
 	{"raw socket", "EPROTONOSUPPORT", raw_socket, NULL, ROOT},
@@ -1285,7 +1297,8 @@ int main(int count, char **words)
 	for (size_t i = 0; i < COUNT; i++) {
 		char verdict[400];
 		attempt(i, verdict, sizeof verdict);
-		used += snprintf(out + used, sizeof out - used, "%s\"%s\": \"%s\"", i ? ", " : "", probes[i].name, verdict);
+		used += snprintf(out + used, sizeof out - used, "%s\"%s\": \"%s\"",
+				 i ? ", " : "", probes[i].name, verdict);
 	}
 	used += snprintf(out + used, sizeof out - used, "}\n");
 	return fwrite(out, 1, used, stdout) != used;
