@@ -29,6 +29,10 @@ FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
 PROTOCOLS = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP)
 """Of AF_INET and AF_INET6; asking for another loads its kernel module."""
 
+NETLINKS = (0, 15)
+"""NETLINK_ROUTE, by which the C library lists interfaces, and NETLINK_KOBJECT_UEVENT, which libudev
+opens and where nothing is heard."""
+
 PERSONALITIES = 0x8 | 0x20000
 """PER_LINUX32 and UNAME26 (personality(2)); the other bits take protections away."""
 
@@ -69,9 +73,8 @@ def _forbid_other_sockets(rules: seccomp.SyscallFilter) -> None:
     _only(rules, errno.EAFNOSUPPORT, 0, FAMILIES)
     for family in (socket.AF_INET, socket.AF_INET6):
         _only(rules, errno.EPROTONOSUPPORT, 2, PROTOCOLS, seccomp.Arg(0, seccomp.EQ, family))
-    # NETLINK_ROUTE, by which the C library lists interfaces.
     netlink = seccomp.Arg(0, seccomp.EQ, socket.AF_NETLINK)
-    _only(rules, errno.EPROTONOSUPPORT, 2, (0,), netlink)
+    _only(rules, errno.EPROTONOSUPPORT, 2, NETLINKS, netlink)
 
 
 def _only(

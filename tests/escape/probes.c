@@ -870,11 +870,11 @@ static const char *other_protocols(UNUSED)
 	return denied(errno);
 }
 
-/* All but the one that lists interfaces; NETLINK_USERSOCK is everywhere. */
+/* All but those that list interfaces and tell of new devices; NETLINK_USERSOCK is everywhere. */
 static const char *netlink(UNUSED)
 {
 	for (int protocol = 2; protocol < 32; protocol++)
-		if (socket_of(AF_NETLINK, SOCK_RAW, protocol))
+		if (protocol != 15 && socket_of(AF_NETLINK, SOCK_RAW, protocol))
 			return OPEN;
 	return denied(errno);
 }
