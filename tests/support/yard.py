@@ -28,6 +28,8 @@ from invirtibuilder.order import (
 from invirtibuilder.run import run
 from invirtibuilder.sandbox import cgroups
 from invirtibuilder.sandbox.base import Base, BaseSpec
+from invirtibuilder.sandbox.ids import Ids
+from invirtibuilder.sandbox.layers import discard
 from tests.support import packages
 
 TOP = Path(__file__).parents[2]
@@ -144,6 +146,8 @@ def yard(base: Base, spec: BaseSpec) -> Iterator[Yard]:
         with _own_groups() as groups:
             yield Yard(directory=directory, room=room, groups=groups)
     finally:
+        for layer in (slot / "layers").iterdir():
+            discard(layer, Ids.of_user())
         shutil.rmtree(directory)
 
 
