@@ -29,6 +29,7 @@ LONGEST = 120.0
 FILES = 1000
 """Files that could still be made on the file system: with fewer it is full."""
 
+BLOCK = 4096
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -123,17 +124,15 @@ class Meter:
         """After the end of a run over the reserve: "disk" when it had more than its own limit.
 
         What became free when it was killed was its, too: files that it had removed, still open.
+        Each file counts as a block at least, as there may be room for no more files.
         """
         self.close()
         if self.limit is None:
             return "reserve"
         back = max(0, self.free() - self.lowest)
-        measurement = _Measurement(self.ids, self.trees)
-        try:
-            used = measurement.result(wait=LONGEST)
-        finally:
-            measurement.close()
-        self.used = (used or 0) + back
+        blocks = _measured(_Measurement(self.ids, self.trees))
+        files = _measured(_Measurement(self.ids, self.trees, "--inodes"))
+        self.used = max(blocks, files * BLOCK) + back
         return "disk" if self.used > self.limit else "reserve"
 
     def close(self) -> None:
@@ -146,10 +145,10 @@ class Meter:
 class _Measurement:
     """One walk over the trees, at work."""
 
-    def __init__(self, ids: Ids, trees: Sequence[Path]) -> None:
+    def __init__(self, ids: Ids, trees: Sequence[Path], what: str = "--block-size=1") -> None:
         self.started = time.monotonic()
         # Allocated blocks, each file once; no error for what goes away meanwhile.
-        argv = ["/usr/bin/du", "-s", "-c", "-x", "--block-size=1"]
+        argv = ["/usr/bin/du", "-s", "-c", "-x", what]
         self._entered, self._answer = _as_root_of(ids, trees, argv)
         self._text = b""
 
@@ -167,6 +166,13 @@ class _Measurement:
     def close(self) -> None:
         os.close(self._answer)
         self._entered.kill()
+
+
+def _measured(measurement: _Measurement) -> int:
+    try:
+        return measurement.result(wait=LONGEST) or 0
+    finally:
+        measurement.close()
 
 
 def at_size(ids: Ids, trees: Sequence[Path], size: int, *, seconds: float = 20) -> bool:

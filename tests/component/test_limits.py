@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from invirtibuilder.sandbox import cgroups, limits
+from invirtibuilder.sandbox import cgroups, limits, usage
 from invirtibuilder.sandbox.contract import Bind, Limits
 from invirtibuilder.sandbox.ids import Ids
 from invirtibuilder.sandbox.limits import PREFIX, Group, Groups
@@ -59,7 +59,7 @@ try:
 except BlockingIOError:
     pass
 print(made, flush=True)
-time.sleep(2.5)
+time.sleep(1.5)
 os._exit(3)
 """
 SPIN = "while :; do :; done"
@@ -89,7 +89,7 @@ class TestWhole:
 
     def test_memory_of_all_processes(self, limited: Room) -> None:
         """Each by itself has less than the limit."""
-        hold = "import time; x = bytearray(b'x') * (40 << 20); time.sleep(3)"
+        hold = "import time; x = bytearray(b'x') * (40 << 20); time.sleep(2)"
         limited.limits = Limits(seconds=60, memory=128 << 20)
         many = f'for i in 1 2 3 4 5 6; do python3 -c "{hold}" & done; wait; exit 0'
         outcome = limited.run("sh", "-c", many)
@@ -112,7 +112,7 @@ class TestWhole:
 
     def test_cpu_time_of_all_processes(self, limited: Room) -> None:
         """Of three that run, and of many that are over in no time."""
-        limited.limits = Limits(seconds=60, cpu_seconds=2)
+        limited.limits = Limits(seconds=60, cpu_seconds=1)
         assert limited.run("sh", "-c", f"({SPIN})& ({SPIN})& {SPIN}").limit == "cpu_time"
         short = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"
         assert limited.run("sh", "-c", f"while :; do sh -c '{short}'; done").limit == "cpu_time"
@@ -135,10 +135,35 @@ class TestDisk:
         fill = f"dd if=/dev/zero of={place} bs=1M count=64 status=none; sleep 1000"
         assert room.run("sh", "-c", fill, user="root").limit == "disk"
 
-    def test_holes_do_not_count(self, room: Room) -> None:
+    def test_it_is_measured_without_a_cause_too(
+        self, room: Room, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By allocated blocks: holes do not count."""
+        monkeypatch.setattr(usage, "FIRST", 0.5)
         room.with_scratch()
         room.limits = Limits(seconds=60, disk=32 << 20)
-        assert room.run("sh", "-c", "truncate -s 1T /tmp/x; sleep 6").limit == ""
+        assert room.run("sh", "-c", "truncate -s 1T /tmp/x; sleep 2").limit == ""
+        room.text("dd", "if=/dev/zero", "of=/tmp/y", "bs=1M", "count=64", "status=none")
+        assert room.run("sleep", "1000").limit == "disk"
+
+    def test_a_tree_of_too_many_files_is_given_up(
+        self, room: Room, ids: Ids, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(usage, "FIRST", 0.0)
+        monkeypatch.setattr(usage, "LONGEST", 0.0)
+        tree = room.tree("tree")
+        meter = Meter(ids, [tree], limit=1 << 60, reserve=None)
+        # The first look starts a measurement, the second one has no patience.
+        assert [meter.look(), meter.look(), meter.look()] == ["", "", ""]
+        assert meter._running is None
+        assert meter._due > time.monotonic() + 50
+
+    def test_empty_files_count_when_there_is_no_room_for_more(self, room: Room, ids: Ids) -> None:
+        tree = room.tree("tree")
+        room.binds = (Bind(source=tree, target="/tree", writable=True),)
+        room.python("for n in range(3000): open(f'/tree/{n}', 'w')", user="root")
+        assert Meter(ids, [tree], limit=8 << 20, reserve=1 << 60).whose() == "disk"
+        assert Meter(ids, [tree], limit=16 << 20, reserve=1 << 60).whose() == "reserve"
 
     def test_too_little_room_on_the_machine(self, room: Room) -> None:
         room.with_scratch()

@@ -196,7 +196,7 @@ def test_a_maintainer_script_of_a_dependency(place: Yard, tmp_path: Path, kind: 
     """It runs as the sandbox's root; the layer that it was to be in is none."""
     script, code = SCRIPTS[kind]
     source = repository(tmp_path, "bad-dependency", script)
-    limits = Limits(seconds=240, idle_seconds=10, processes=100, disk=400 << 20)
+    limits = Limits(seconds=240, idle_seconds=6, processes=100, disk=400 << 20)
     with served(tmp_path) as url:
         ended = build(
             place,

@@ -26,7 +26,7 @@ def limited(base: Base, layers: Path) -> Iterator[TestSite]:
     with made_site(base, layers) as site:
         site.configure(
             pockets__dev__limits={"time": "8s", "log": "1M", "file_size": "64M"},
-            pockets__dev__packages={"patient": {"limits": {"time": "1m"}}},
+            pockets__dev__packages={"talker": {"limits": {"log": "10M"}}},
         )
         with site.daemon():
             yield site
@@ -38,7 +38,7 @@ def limited(base: Base, layers: Path) -> Iterator[TestSite]:
         ("sleeper", "\ttrap '' TERM; sleep 3600\n", "limit-time"),
         ("chatter", "\tyes this log never ends\n", "limit-log"),
         ("filler", "\tyes > big\n", "limit-file-size"),
-        ("patient", "\tsleep 9\n", ""),
+        ("talker", "\thead -c 2M /dev/zero | tr '\\0' x; echo\n", ""),
     ],
 )
 def test_a_limit_ends_the_build_and_is_named(
