@@ -39,6 +39,7 @@ COMMANDS = {
     "diff": "diff.Diff",
     "gc": "collect.Collect",
     "fsck": "fsck.Fsck",
+    "rebuild-state": "rebuild.RebuildState",
     "remote": "remote.Remote",
 }
 """Each subcommand's class. Only the one that is called is imported: `remote` on a laptop shall not

@@ -151,6 +151,20 @@ class _Archive:
                 yield self.found("listed-without-record", name, message)
 
 
+def listed(context: Context, pocket: Pocket, number: int) -> dict[tuple[str, str], str]:
+    """Where in the pool each file is that a publication names, by name and SHA-256."""
+    dist = context.archive(pocket).publications.path(number) / "dists" / pocket.codename
+    fields = debchanges.paragraph(files.read_capped(dist / "Release", limit=MAX_RELEASE))
+    return dict(listed_files(dist, read_index(fields)))
+
+
+def of_publication(
+    context: Context, pocket: Pocket, state: State, memory: Memory, number: int
+) -> Iterator[Finding]:
+    """What is wrong with one publication by itself."""
+    return _Archive(context, pocket, state, memory).publication(number)
+
+
 def newest(context: Context, pocket: Pocket, state: State) -> int | None:
     """The publication of the branch's newest commit; of an empty branch the newest one."""
     publications = context.archive(pocket).publications

@@ -82,17 +82,20 @@ def _pool_file(bench: Workbench, finding: Finding) -> str:
         raise Fault("no kept copy has the recorded content")
     root = bench.context.site.archive / bench.pocket.name
     there = sorted((root / "pool").rglob(finding.what))
-    target = there[0] if there else _beside(root, record, finding.what)
+    target = there[0] if there else _place(bench, root, finding.what, sha256)
+    target.parent.mkdir(parents=True, exist_ok=True)
     _copied(source, target)
     return f"{target.relative_to(root)} copied from job {record['job']}"
 
 
-def _beside(root: Path, record: Record, name: str) -> Path:
-    """Where a file of a source belongs: with the others of it."""
-    for file in record["files"]:
-        for path in sorted((root / "pool").rglob(str(file["name"]))):
-            return path.with_name(name)
-    raise Fault("no other file of the source tells where it belongs")
+def _place(bench: Workbench, root: Path, name: str, sha256: str) -> Path:
+    """Where a file of the pool belongs: where the newest publication says."""
+    number = indices.newest(bench.context, bench.pocket, bench.state)
+    if number is not None:
+        listed = indices.listed(bench.context, bench.pocket, number)
+        if path := listed.get((name, sha256)):
+            return files.contained(root, path)
+    raise Fault("no publication tells where it belongs")
 
 
 def _copied(source: Path, target: Path) -> None:

@@ -18,8 +18,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "site": ("settings", "configwords", "config", "entries", "spool", "joblog", "jobs"),
     "adapters": ("acl", "gitrepo", "superproject", "debsource", "debchanges", "gbpconf")
     + ("apt.*", "hooks", "engine", "remctl"),
-    "line": ("stages.*", "pipeline", "hosting", "retention", "fsck.*", "differences", "keyring")
-    + ("acltable", "quotas", "answers", "schedule", "runner", "daemon"),
+    "line": ("stages.*", "pipeline", "hosting", "retention", "fsck.*", "rebuild", "differences")
+    + ("keyring", "acltable", "quotas", "answers", "schedule", "runner", "daemon"),
     "work": ("sandbox.*", "phases.*", "worker"),
     "entry": ("door.*", "cli.*", "__main__"),
     "inside": ("inside.*",),

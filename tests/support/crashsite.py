@@ -41,6 +41,7 @@ SHORT = {
     "stages.orders.ROOM_WAIT": 0.1,
     "gitcmd.STALE": 0.3,
     "daemon.ILL": 0.1,
+    "runner.ILL": 0.1,
 }
 """Waits of the program that are made shorter; none of them is what these tests are about."""
 

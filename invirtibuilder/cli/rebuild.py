@@ -1,0 +1,35 @@
+"""rebuild-state: make a site's state anew from git, the pool and kept artifacts."""
+
+from __future__ import annotations
+
+import argparse
+
+from invirtibuilder import files, rebuild
+from invirtibuilder.cli.command import Command, load_site, show
+from invirtibuilder.daemon import make_context
+from invirtibuilder.errors import Exit, MachineFault
+from invirtibuilder.fsck import check
+
+
+class RebuildState(Command):
+    name = "rebuild-state"
+    description = "make job history, reprepro's databases and publications anew from git"
+
+    def run(self, args: argparse.Namespace) -> int:
+        site = load_site(args)
+        site.socket.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with files.locked(site.socket.parent / "daemon.lock", wait=False):
+                context = make_context(site)
+                done = rebuild.rebuild(context)
+                pockets = list(site.pockets.values())
+                report = check.check(context, pockets, level="b", full=True, mend=True)
+        except files.Busy as error:
+            raise MachineFault(
+                "a daemon runs on this site", hint="stop it first", code="daemon-runs"
+            ) from error
+        made = [*done, *(f.message for f in report.findings if f.repaired)]
+        drift = [f"drift: {f.message} [{f.kind}]" for f in report.findings if f.drift]
+        value = {"made": made, "drift": [f.as_json() for f in report.findings if f.drift]}
+        show(args, value, "\n".join([*made, *drift]) or "nothing was missing")
+        return Exit.DRIFT if report.drift else Exit.OK

@@ -1,0 +1,146 @@
+"""rebuild-state: what is deleted comes back from git, pool and kept artifacts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from invirtibuilder.errors import Exit
+from invirtibuilder.jobs import Job
+from invirtibuilder.run import run
+from invirtibuilder.states import State
+from tests.support import packages
+from tests.support import place as places
+from tests.support.aptclient import AptClient, file_uri
+from tests.support.cannedworker import CannedWorker
+from tests.support.packages import Repo
+from tests.support.place import Place
+
+Made = tuple[Place, CannedWorker, Repo, dict[str, Job]]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A site with two packages in two pockets, one of them in two versions."""
+    folder = tmp_path_factory.mktemp("rebuild")
+    with places.canned() as (place, _):
+        greet = packages.native(folder / "greet", binaries=("greet", "greet-doc"))
+        other = packages.native(folder / "other", "other")
+        for repo in (greet, other):
+            place.package(repo)
+        for pocket, repo in (("staging", greet), ("staging", other), ("dev", greet)):
+            assert place.submitted(pocket, repo).status.state == State.PUBLISHED
+        newer = packages.upgraded(greet, "1.1")
+        place.push(newer)
+        assert place.submitted("staging", newer).status.state == State.PUBLISHED
+        run(["cp", "-a", place.directory, folder / "site"])
+        run(["cp", "-a", greet.path, folder / "work"])
+        yield folder
+
+
+@pytest.fixture
+def made(kept: Path) -> Iterator[Made]:
+    with places.canned() as (place, worker):
+        for path in place.directory.iterdir():
+            if path.name not in ("run", "invirtibuilder.yaml"):
+                shutil.rmtree(path)
+        for path in (kept / "site").iterdir():
+            if path.name not in ("run", "invirtibuilder.yaml"):
+                run(["cp", "-a", path, place.directory])
+        repo = Repo(path=kept / "work", commit="", name="greet", version="1.1")
+        yield place, worker, repo, {job.id: job for job in place.context.jobs.all()}
+
+
+def _everything(site: Path) -> None:
+    for name in ("jobs", "origs", "events"):
+        shutil.rmtree(site / name)
+    for pocket in ("dev", "staging", "prod"):
+        archive = site / "archive" / pocket
+        for name in ("publications", "by-hash", "private"):
+            shutil.rmtree(archive / name)
+        (archive / "dists").unlink()
+        (archive / "key.asc").unlink()
+
+
+LOST: dict[str, Callable[[Path], object]] = {
+    "jobs": lambda site: shutil.rmtree(site / "jobs"),
+    "a torn database": lambda site: (site / "archive/staging/private/db/packages.db").write_bytes(
+        (site / "archive/staging/private/db/packages.db").read_bytes()[:9000]
+    ),
+    "private": lambda site: shutil.rmtree(site / "archive/staging/private"),
+    "publications": lambda site: shutil.rmtree(site / "archive/staging/publications"),
+    "dists": lambda site: (site / "archive/staging/dists").unlink(),
+    "pool": lambda site: shutil.rmtree(site / "archive/staging/pool"),
+    "everything": _everything,
+}
+
+
+@pytest.mark.parametrize("what", LOST)
+def test_what_is_lost_comes_back(made: Made, tmp_path: Path, what: str) -> None:
+    place, _, repo, before = made
+    told = {name: (job.status, job.request, job.need("publish")) for name, job in before.items()}
+    records = place.context.superproject.records("staging")
+    LOST[what](place.directory)
+    done = place.cli("rebuild-state")
+    assert done.code == Exit.OK, (done.text, done.err)
+    assert place.cli("fsck", "--full").code == Exit.OK
+    assert place.cli("rebuild-state").text == "nothing was missing"
+    assert place.context.superproject.records("staging") == records
+    for job in place.context.jobs.all():
+        status, request, fact = told.pop(job.id)
+        assert job.status.state == status.state == State.PUBLISHED
+        assert (job.status.version, job.status.commit) == (status.version, status.commit)
+        assert (job.request.action, job.request.principal) == (request.action, request.principal)
+        assert (job.request.args[:2], job.request.time) == (request.args[:2], request.time)
+        again = job.need("publish")
+        assert {**again, "date": ""} == {**fact, "date": ""}
+    assert not told
+    # Clients see what they saw, and a next publication comes to them.
+    apt = AptClient(folder=tmp_path)
+    apt.configure(
+        f"Types: deb\nURIs: {file_uri(place.site.archive / 'staging')}\nSuites: staging\n"
+        f"Components: main\nSigned-By: {place.site.archive}/staging/key.asc\n"
+    )
+    apt.update()
+    assert apt.candidate("greet") == "1.1"
+    assert apt.download("greet")
+    assert apt.candidate("other") == "1.0"
+    clone = tmp_path / "clone"
+    run(["git", "clone", "--quiet", repo.path, clone], env=packages.identity())
+    upgraded = packages.upgraded(Repo(path=clone, commit="", name="greet", version="1.1"), "1.2")
+    place.push(upgraded)
+    job = place.submitted("staging", upgraded)
+    assert job.status.state == State.PUBLISHED, job.status
+    apt.update()
+    assert apt.candidate("greet") == "1.2"
+    assert place.cli("fsck").code == Exit.OK
+
+
+def test_a_published_version_goes_on_to_another_pocket_after_a_loss(made: Made) -> None:
+    place, _, repo, _ = made
+    shutil.rmtree(place.directory / "jobs")
+    assert place.cli("rebuild-state").code == Exit.OK
+    commit = run(["git", "-C", repo.path, "rev-parse", "HEAD"]).text
+    job = place.submitted("prod", repo, commit)
+    assert job.status.state == State.PUBLISHED, job.status
+
+
+def test_it_refuses_beside_a_daemon(made: Made) -> None:
+    place = made[0]
+    with place.daemon():
+        done = place.cli("rebuild-state")
+    assert done.code == Exit.MACHINE
+    assert b"stop it first" in done.err
+
+
+def test_what_is_nowhere_is_said(made: Made) -> None:
+    place = made[0]
+    shutil.rmtree(place.directory / "jobs")
+    shutil.rmtree(place.directory / "archive/staging/pool")
+    shutil.rmtree(place.directory / "archive/staging/private/db")
+    done = place.cli("rebuild-state")
+    assert done.code == Exit.REFUSED
+    assert b"no longer kept" in done.err
