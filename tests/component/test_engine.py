@@ -24,6 +24,7 @@ from invirtibuilder.engine import (
 )
 from invirtibuilder.errors import MachineFault, Unavailable
 from invirtibuilder.run import ProcessFault
+from invirtibuilder.sandbox.limits import Groups
 from tests.support.place import until
 
 # Workers are meant to outlive whoever started them.
@@ -82,6 +83,17 @@ def test_a_running_child_is_seen_by_others_and_hears_the_word(
     other.stop()
     until(lambda: not attempt.running)
     assert attempt.result.read_text().startswith("WAIT cancel [")
+
+
+def test_a_childs_check_says_what_this_machine_promises_less_of(tmp_path: Path) -> None:
+    lacking = Groups.find().lacking().values()
+    said = ChildEngine(tmp_path).check()
+    assert len(said) == len(lacking)
+    assert all(line.startswith(text) for line, text in zip(said, lacking, strict=True))
+    told = ChildEngine(tmp_path, program=("sh", "-c", "echo one >&2; echo two >&2")).check()
+    assert told == ["one", "two"]
+    with pytest.raises(MachineFault, match="no ids"):
+        ChildEngine(tmp_path, program=("sh", "-c", "echo no ids >&2; exit 71")).check()
 
 
 def test_a_killed_child_is_over(tmp_path: Path, attempt: Attempt) -> None:

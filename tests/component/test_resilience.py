@@ -202,6 +202,11 @@ def test_a_disk_too_full_for_states_does_not_stop_the_daemon(
     assert job.status.state == State.PUBLISHED
 
 
+def test_what_workers_promise_less_of_is_in_the_log(line: Line, daemon: Daemon) -> None:
+    daemon.run()
+    assert "worker of trusted: promises less" in line.__dict__["log"]
+
+
 def test_entries_wait_for_a_full_disk(
     line: Line, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

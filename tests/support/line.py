@@ -50,7 +50,7 @@ class CannedEngine:
     held: list[int] = dataclasses.field(default_factory=list)
 
     def check(self) -> list[str]:
-        return []
+        return ["promises less"]
 
     def start(self, attempt: Attempt) -> None:
         if self.hang:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
+from invirtibuilder import worker
 from invirtibuilder.errors import Blame, Cancelled, Fault, RoomFault
 from invirtibuilder.order import Limits
 from invirtibuilder.phases.build import Broken
@@ -86,6 +89,13 @@ def test_a_full_disk_is_the_machines() -> None:
     fault = verdict(Outcome(code=-9, limit="reserve", seconds=1), fault=RoomFault)
     assert (fault.code, fault.blame) == ("disk-full", Blame.MACHINE)
     assert "less than 1 GiB is left" in str(fault)
+
+
+def test_an_error_of_the_worker_itself_is_the_machines_when_its_disk_is_full() -> None:
+    fault = worker._of_the_machine(OSError(errno.ENOSPC, "No space left on device"))
+    assert (fault.code, fault.blame) == ("disk-full", Blame.MACHINE)
+    with pytest.raises(PermissionError):
+        worker._of_the_machine(PermissionError(errno.EACCES, "no"))
 
 
 def test_what_was_hit_is_noted_after_the_failure() -> None:
