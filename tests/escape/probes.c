@@ -1036,6 +1036,8 @@ static const struct {
 	{"environment of pid 1", "EACCES", file_of_init, "environ", 0},
 	{"maps of pid 1", "EACCES", file_of_init, "maps", 0},
 	{"root of pid 1", "EACCES", link_of_init, "root", 0},
+	{"program of pid 1", "EACCES", file_of_init, "exe", ROOT},
+	{"directory of pid 1", "EACCES", link_of_init, "cwd", 0},
 	{"descriptors of pid 1", "EACCES", link_of_init, "fd/0", 0},
 	{"daemon of an earlier phase", "ESRCH", daemon_alive, NULL, 0},
 	{"socket of that daemon", "ECONNREFUSED", abstract_socket, "daemon", 0},

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -17,6 +17,7 @@ from invirtibuilder.sandbox.contract import Bind, Command, Limits
 from invirtibuilder.sandbox.ids import make_tree, remove_tree
 from invirtibuilder.sandbox.slots import Slot, taken
 from tests.escape.machine import Machine
+from tests.support.base import Room
 
 
 @pytest.fixture
@@ -73,3 +74,36 @@ def test_one_that_was_open_is_closed(machine: Machine) -> None:
     with taken(domain, (1,)) as made:
         assert Path(made.directory).stat().st_mode & 0o077 == 0
     shutil.rmtree(domain)
+
+
+INTERPRETER = """#!/proc/self/exe
+import errno, os
+
+handle = os.open("/proc/self/exe", os.O_PATH)
+for flags in (os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC):
+    try:
+        os.open(f"/proc/self/fd/{handle}", flags)
+        print("open")
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+for change in (os.chmod, os.utime):
+    try:
+        change(f"/proc/self/fd/{handle}", 0o777 if change is os.chmod else (0, 0))
+        print("changed")
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"""
+
+
+@pytest.mark.parametrize("user", ["root", "build"])
+def test_the_interpreter_of_the_worker_cannot_be_changed(
+    room: Room, user: Literal["root", "build"]
+) -> None:
+    """What becomes the command was the worker's interpreter; a layer whose programs ask for
+    /proc/self/exe is given it to run, as others who may read it."""
+    room.with_scratch()
+    room.binds = (Bind(source=room.directory / "script", target="/run/script"),)
+    (room.directory / "script").write_text(INTERPRETER)
+    (room.directory / "script").chmod(0o755)
+    lines = room.text("/run/script", user=user).split()
+    assert lines == ["EACCES", "EACCES", "EACCES", "EPERM", "EPERM"]
