@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from invirtibuilder import entries, model
 from invirtibuilder.door import submit as daemon
 from invirtibuilder.door import table, view
-from invirtibuilder.door.verb import Verb
+from invirtibuilder.door.verb import Verb, formed, malformed
 from invirtibuilder.errors import (
     Denied,
     Exit,
@@ -87,23 +87,9 @@ def _principal(environment: Mapping[str, str]) -> str:
     return who
 
 
-def _formed(action: str, args: Sequence[str]) -> None:
-    """Raise Refused with all that is malformed."""
-    reasons: list[Reason] = []
-    checks = entries.ACTIONS[action]
-    packages = (model.package_name,) * (len(args) - len(checks))
-    for check, word in zip((*checks, *packages), args, strict=True):
-        try:
-            check(word)
-        except Malformed as fault:
-            reasons += fault.reasons
-    if reasons:
-        raise Refused(reasons)
-
-
 def _submission(call: Call, args: Sequence[str]) -> Sequence[str]:
     """POCKET PACKAGE COMMIT, well-formed and allowed. Raises Refused, Denied, Unavailable."""
-    _formed("submit", args)
+    formed("submit", args)
     call.table.require(call.principal, args[0], "submit")
     return args
 
@@ -133,7 +119,7 @@ def _rollback(call: Call, args: Sequence[str]) -> int:
 
 def _act(call: Call, action: str, args: Sequence[str], right: str) -> int:
     """Queue a promotion or a rollback unless the daemon refuses it."""
-    _formed(action, args)
+    formed(action, args)
     entry = entries.new(action, args, principal=call.principal, via=call.via, addr=call.addr)
     call.table.require(call.principal, entries.pocket(action, args), right)
     answer = daemon.submit(call.table.queue, call.table.socket, entry)
@@ -297,6 +283,19 @@ def _sources(call: Call, args: Sequence[str]) -> int:
 
 
 def _diff(call: Call, args: Sequence[str]) -> int:
+    reasons: list[Reason] = []
+    pockets = []
+    for word in args:
+        pocket, at, moment = word.partition("@")
+        if at or pocket in call.table.pockets or not model.SHORT_COMMIT.fullmatch(pocket):
+            pockets.append(pocket)
+            reasons += malformed(model.pocket_name, pocket)
+            reasons += malformed(model.moment, moment) if at else []
+    if reasons:
+        raise Refused(reasons)
+    # Before the daemon is asked, which tells pockets that are not there from others.
+    for pocket in pockets:
+        call.table.require(call.principal, pocket)
     question = {"verb": "diff", "a": args[0], "b": args[1], "principal": call.principal}
     answer = daemon.asked(call.table.socket, question)
     for pocket in answer["pockets"]:

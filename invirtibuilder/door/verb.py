@@ -1,10 +1,11 @@
-"""A verb of the doors: its words, and what it does."""
+"""A verb of the doors: its words, whether they are well-formed, and what it does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from invirtibuilder import entries
+from invirtibuilder import entries, model
+from invirtibuilder.errors import Malformed, Reason, Refused
 
 MORE = ("...", "...]")
 """How the arguments of a verb end that takes several of the last one."""
@@ -27,3 +28,23 @@ class Verb:
         words = arguments.split()
         self.least = sum(not word.startswith("[") for word in words)
         self.most = entries.MAX_PACKAGES if arguments.endswith(MORE) else len(words)
+
+
+def formed(action: str, args: Sequence[str]) -> None:
+    """Raise Refused with all that is malformed in what an action is asked for with."""
+    reasons: list[Reason] = []
+    checks = entries.ACTIONS[action]
+    packages = (model.package_name,) * (len(args) - len(checks))
+    for check, word in zip((*checks, *packages), args, strict=True):
+        reasons += malformed(check, word)
+    if reasons:
+        raise Refused(reasons)
+
+
+def malformed(check: Callable[[object], object], word: str) -> Sequence[Reason]:
+    """What a check has against a word."""
+    try:
+        check(word)
+    except Malformed as fault:
+        return fault.reasons
+    return ()

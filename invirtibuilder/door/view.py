@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _socket  # as in submit
 import json
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 
 from invirtibuilder import entries, model
@@ -159,12 +159,14 @@ class Order:
 
 
 def _answers(daemon: str | os.PathLike[str]) -> bool:
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(5)
-            connection.connect(os.fspath(daemon))
+        connection.settimeout(5)
+        connection.connect(os.fspath(daemon))
     except OSError:
         return False
+    finally:
+        connection.close()
     return True
 
 

@@ -64,6 +64,9 @@ SAID: list[tuple[str, int, str]] = [
     ("sources dev ?", 64, "usage"),
     ("sources dev at ?", 65, "bad-moment"),
     ("sources ? at 2026-01-02", 77, "not-permitted"),
+    ("diff ? dev", 3, "bad-pocket"),
+    ("diff dev ?", 3, "bad-pocket"),
+    ("diff dev dev@?", 3, "bad-moment"),
     ("help ?", 64, "usage"),
 ]
 # Words that are fine, but too few, too many, or of nothing that there is.
@@ -74,6 +77,8 @@ OTHERS: list[tuple[str, int, str]] = [
     *(("cancel", 64, "usage"), ("retry", 64, "usage"), ("sources", 64, "usage")),
     *(("help submit dev", 64, "usage"), ("status a b", 64, "usage"), ("acl a b", 64, "usage")),
     *((f"{verb} {JOB}", 66, "no-job") for verb in ("status", "log", "cancel", "retry")),
+    *(("diff dev", 64, "usage"), ("diff a b c", 64, "usage")),
+    *(("diff nowhere dev", 77, "not-permitted"), ("diff dev prod@0123", 77, "not-permitted")),
     *(("acl nowhere", 77, "not-permitted"), ("sources nowhere", 77, "not-permitted")),
     *(
         ("submit nowhere greet main", 77, "not-permitted"),
@@ -84,7 +89,7 @@ OTHERS: list[tuple[str, int, str]] = [
 
 
 def words(line: str, odd: bytes = b"") -> list[bytes]:
-    return [odd if word == "?" else word.encode() for word in line.split()]
+    return [word.encode().replace(b"?", odd) for word in line.split()]
 
 
 @pytest.fixture()

@@ -78,7 +78,9 @@ def test_from_submission_to_sources(door: Door) -> None:
     differs = door.call("alice", "diff", "staging", "dev")
     assert differs.text.splitlines()[0] == "--- staging empty"
     assert "\n+ greet " in differs.text
-    assert door.call("bob", "diff", "staging", "dev").code == 3
+    # In the words of a pocket that is not there.
+    hidden = door.call("bob", "diff", "staging", "dev")
+    assert (hidden.code, b"[not-permitted]" in hidden.err) == (77, True)
     assert door.call("bob", "diff", "dev", "dev").text.endswith("no difference")
     assert door.call("bob", "diff", "dev").code == 64
     sources = door.call("bob", "sources", "dev")
