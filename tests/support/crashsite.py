@@ -71,6 +71,14 @@ class CrashSite:
         self.asked.append(request)
         return request
 
+    def promote(self, package: str) -> Request:
+        """Queue the move of what staging has of a package to prod."""
+        args = ["staging", "prod", package]
+        request = Request.new("promote", args, principal=ME, via="test")
+        Spool(self.place.site.queue).put(request)
+        self.asked.append(request)
+        return request
+
     def live(self, *, after: float | None = None, **life: Any) -> int:
         """One life of the daemon; `after` seconds it is killed. Its exit code."""
         settings = {**SHORT, **life.pop("settings", {})}
@@ -156,7 +164,7 @@ class CrashSite:
         assert set(jobs) == {request.id for request in self.asked}
         form = "--format=%(trailers:key=Job,valueonly)"
         for pocket in site.pockets.values():
-            ours = [job for job in jobs.values() if job.pocket == pocket.name]
+            ours = [job for job in jobs.values() if _target(job) == pocket.name]
             git = ["git", f"--git-dir={site.superproject}"]
             branch = f"refs/heads/{pocket.branch}"
             there = run([*git, "for-each-ref", branch]).text
@@ -166,6 +174,9 @@ class CrashSite:
         for job in jobs.values():
             status = job.status
             why = (status, (job.directory / "journal").read_text(), self.told())
+            if job.request.action == "promote" and status.state == State.REFUSED:
+                # Nothing newer was there.
+                continue
             assert status.state in (State.PUBLISHED, State.FAILED), why
             # Nobody but this machine was at fault.
             assert status.state == State.PUBLISHED or status.blame == Blame.MACHINE, why
@@ -174,6 +185,11 @@ class CrashSite:
         )
         assert not report.drift, (report.findings, self.told())
         return Counter(str(job.status.state) for job in jobs.values())
+
+
+def _target(job: Job) -> str:
+    """The pocket that a job publishes in."""
+    return job.request.args[1] if job.request.action == "promote" else job.request.args[0]
 
 
 def _versions(folder: Path, name: str, count: int) -> list[Repo]:
@@ -217,6 +233,8 @@ def crash_site(
     with contextlib.ExitStack() as stack:
         made = stack.enter_context(place())
         folder = made.log.parent
+        may = f"      promote: [{ME}]\n      cancel:"
+        made.edit("      cancel:", may)
         wrappers = folder / "bin"
         lives.wrap(wrappers)
         repos = {name: _versions(folder / "git", name, versions) for name in names}
