@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shlex
 import signal
 import subprocess
@@ -93,36 +94,86 @@ def run(
     if log:
         log("+ " + quoted(args))
     started = time.monotonic()
-    data = stdin if isinstance(stdin, bytes) else None
-    with started_group(
-        args,
-        env=env,
-        cwd=cwd,
-        stdin=subprocess.PIPE if data is not None else (stdin or subprocess.DEVNULL),  # type: ignore[arg-type]
-        stdout=stdout if stdout is not None else subprocess.PIPE,
-        stderr=stderr if stderr is not None else subprocess.PIPE,
-        pass_fds=pass_fds,
-        file_limit=file_limit,
-    ) as process:
-        try:
-            out, err = process.communicate(data, timeout=timeout)
-            why = ""
-        except subprocess.TimeoutExpired:
+    with (
+        _readable(stdin) as given,
+        started_group(
+            args,
+            env=env,
+            cwd=cwd,
+            stdin=given,
+            stdout=stdout if stdout is not None else subprocess.PIPE,
+            stderr=stderr if stderr is not None else subprocess.PIPE,
+            pass_fds=pass_fds,
+            file_limit=file_limit,
+        ) as process,
+    ):
+        captured = _Captured(process, output_limit)
+        why = captured.until_end(timeout)
+        if why:
             kill_group(process)
-            out, err = _rest(process)
-            why = f"no end after {timeout:g} s"
+            # One that has left the group is not waited for.
+            captured.until_end(1)
     done = Done(
         argv=args,
         code=process.returncode,
-        out=out or b"",
-        err=err or b"",
+        out=captured.of(process.stdout),
+        err=captured.of(process.stderr),
         seconds=time.monotonic() - started,
     )
-    if not why and max(len(done.out), len(done.err)) > output_limit:
-        why = f"more than {output_limit} bytes of output"
     if why or (check and done.code != 0):
         raise ProcessFault(done, why)
     return done
+
+
+@contextlib.contextmanager
+def _readable(stdin: bytes | IO[bytes] | int | None) -> Iterator[IO[bytes] | int]:
+    """What a child can be given as its standard input."""
+    if not isinstance(stdin, bytes):
+        yield stdin or subprocess.DEVNULL
+        return
+    with os.fdopen(os.memfd_create("stdin"), "w+b") as file:
+        file.write(stdin)
+        file.seek(0)
+        yield file
+
+
+class _Captured:
+    """What comes out of a process's pipes, never much more than `limit` bytes of each."""
+
+    def __init__(self, process: subprocess.Popen[bytes], limit: int) -> None:
+        self._process = process
+        self._limit = limit
+        self._open = [pipe for pipe in (process.stdout, process.stderr) if pipe]
+        self._parts = {pipe: bytearray() for pipe in self._open}
+
+    def of(self, pipe: IO[bytes] | None) -> bytes:
+        """What came out of one of them."""
+        return bytes(self._parts[pipe]) if pipe else b""
+
+    def until_end(self, timeout: float) -> str:
+        """Read until the pipes and the process end, or say why that is not waited for."""
+        until = time.monotonic() + timeout
+        while self._open and (left := until - time.monotonic()) > 0:
+            for pipe in _ready(self._open, left):
+                data = os.read(pipe.fileno(), 1 << 16)
+                self._parts[pipe] += data
+                if not data:
+                    self._open.remove(pipe)
+                if len(self._parts[pipe]) > self._limit:
+                    return f"more than {self._limit} bytes of output"
+        try:
+            self._process.wait(max(0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return f"no end after {timeout:g} s"
+        return f"no end after {timeout:g} s" if self._open else ""
+
+
+def _ready(pipes: Sequence[IO[bytes]], seconds: float) -> list[IO[bytes]]:
+    poll = select.poll()
+    for pipe in pipes:
+        poll.register(pipe, select.POLLIN)
+    ready = {fd for fd, _ in poll.poll(seconds * 1000)}
+    return [pipe for pipe in pipes if pipe.fileno() in ready]
 
 
 @contextlib.contextmanager
@@ -172,14 +223,6 @@ def started_group(
 def _not_started(argv: Sequence[str], error: OSError) -> ProcessFault:
     done = Done(argv=tuple(argv), code=127, out=b"", err=str(error).encode(), seconds=0)
     return ProcessFault(done, "cannot be started")
-
-
-def _rest(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-    """What a killed group has said; one that has left the group is not waited for."""
-    try:
-        return process.communicate(timeout=1)
-    except subprocess.TimeoutExpired as error:
-        return error.output or b"", error.stderr or b""
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

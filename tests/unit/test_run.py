@@ -119,6 +119,14 @@ def test_an_output_limit() -> None:
         run(argv, output_limit=999, check=False)
 
 
+def test_output_without_end_is_not_read_to_the_end() -> None:
+    with pytest.raises(ProcessFault, match="more than 1000000 bytes of output") as caught:
+        run(["yes"], output_limit=1_000_000)
+    assert len(caught.value.done.out) < 2_000_000
+    with pytest.raises(ProcessFault, match="more than 9 bytes of output"):
+        run(["sh", "-c", "yes >&2"], output_limit=9)
+
+
 def test_the_mask_and_signals_are_plain() -> None:
     old = os.umask(0o077)
     try:
