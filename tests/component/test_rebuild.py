@@ -144,3 +144,32 @@ def test_what_is_nowhere_is_said(made: Made) -> None:
     done = place.cli("rebuild-state")
     assert done.code == Exit.REFUSED
     assert b"no longer kept" in done.err
+
+
+def test_promotions_and_rollbacks_come_back_too(made: Made) -> None:
+    """And fsck has nothing to say of them before, nor of what retention removes."""
+    place = made[0]
+    may = f"      promote: [{places.ME}]\n      rollback: [{places.ME}]\n      cancel:"
+    place.edit("      cancel:", may)
+    tip = place.context.superproject.history("staging")
+    with place.daemon():
+        for words in (
+            ["promote", "staging", "prod", "greet", "other"],
+            ["rollback", "staging", tip[1].id, "--package", "greet"],
+            ["rollback", "staging", tip[-1].id],
+        ):
+            done = place.cli(*words, "--wait")
+            assert done.code == 0, (words, done.err)
+    assert place.cli("fsck").text.startswith("clean: ")
+    assert place.cli("gc").code == 0
+    assert place.cli("fsck").text.startswith("clean: ")
+    before = {job.id: (job.request.action, job.status.state) for job in place.context.jobs.all()}
+    shutil.rmtree(place.directory / "jobs")
+    done = place.cli("rebuild-state")
+    assert done.code == Exit.OK, done.text
+    after = {job.id: (job.request.action, job.status.state) for job in place.context.jobs.all()}
+    # A rollback that took something away has left its name only, in the commit.
+    gone = before.keys() - after.keys()
+    assert {name: before[name] for name in after} == after
+    assert {before[name][0] for name in gone} <= {"rollback"}
+    assert place.cli("fsck").code == Exit.OK
