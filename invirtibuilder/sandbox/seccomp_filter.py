@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 import socket
 
 import seccomp
@@ -57,6 +58,7 @@ def load() -> None:
     for request in (TIOCSTI, TIOCLINUX, TIOCSETD):
         argument = seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFFFFFF, request)
         rules.add_rule(seccomp.ERRNO(errno.EPERM), "ioctl", argument)
+    _keep_core_limit(rules)
     _forbid_other_sockets(rules)
     _forbid_other_personalities(rules)
     for number in NEWER:
@@ -67,6 +69,19 @@ def load() -> None:
 def _forbid_new_user_namespaces(rules: seccomp.SyscallFilter) -> None:
     argument = seccomp.Arg(0, seccomp.MASKED_EQ, CLONE_NEWUSER, CLONE_NEWUSER)
     rules.add_rule(seccomp.ERRNO(errno.EPERM), "clone", argument)
+
+
+def _keep_core_limit(rules: seccomp.SyscallFilter) -> None:
+    """Setting RLIMIT_CORE does nothing, and says that it did: programs switch core dumps off, which
+    they are, and 0 would switch the machine's crash handler on (see `userns`)."""
+    nothing, core = seccomp.ERRNO(0), resource.RLIMIT_CORE
+    rules.add_rule(nothing, "setrlimit", seccomp.Arg(0, seccomp.MASKED_EQ, 0xFFFFFFFF, core))
+    rules.add_rule(
+        nothing,
+        "prlimit64",
+        seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFFFFFF, core),
+        seccomp.Arg(2, seccomp.NE, 0),
+    )
 
 
 def _forbid_other_sockets(rules: seccomp.SyscallFilter) -> None:

@@ -146,7 +146,9 @@ def _before(
     # When memory runs out, not we but what runs inside is to be killed.
     Path("/proc/self/oom_score_adj").write_text("500")
     _only_standard_descriptors(stdin, output, control.fileno())
-    kernel.limit(resource.RLIMIT_CORE, 0)
+    # With 0 a crash still starts the machine's crash handler, as the machine's root; with 1 it does
+    # not (fs/coredump.c).
+    kernel.limit(resource.RLIMIT_CORE, 1)
     if "memory" not in group.by_resource:
         kernel.limit(resource.RLIMIT_AS, limits.memory)
     counted = MARGIN if "processes" in group.by_resource else 0

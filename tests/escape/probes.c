@@ -682,15 +682,19 @@ static const char *no_randomization(UNUSED)
 
 static const char *raise_limit(UNUSED)
 {
+	int error = 0;
 	for (int kind = 0; kind < RLIM_NLIMITS; kind++) {
 		struct rlimit limit;
 		if (getrlimit(kind, &limit) || limit.rlim_max == RLIM_INFINITY || kind == RLIMIT_NOFILE)
 			continue;
-		limit.rlim_max += 1;
-		if (!setrlimit(kind, &limit))
+		rlim_t before = limit.rlim_max++;
+		/* What is said to have been done may not have been. */
+		if (setrlimit(kind, &limit))
+			error = errno;
+		else if (!getrlimit(kind, &limit) && limit.rlim_max > before)
 			return OPEN;
 	}
-	return denied(errno);
+	return denied(error);
 }
 
 static const char *no_out_of_memory(UNUSED)

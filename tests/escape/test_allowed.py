@@ -46,6 +46,23 @@ def test_what_programs_do(room: Room, user: Literal["root", "build"]) -> None:
     room.python(PROGRAM, user=user)
 
 
+@pytest.mark.parametrize("user", ["root", "build"])
+def test_core_dumps_are_off_and_stay_so(room: Room, user: Literal["root", "build"]) -> None:
+    """Also for the machine's crash handler, which a limit of 0 would not keep from starting."""
+    program = """
+        import resource
+
+        print(resource.getrlimit(resource.RLIMIT_CORE))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.prlimit(0, resource.RLIMIT_CORE, (0, 0))
+        print(resource.prlimit(0, resource.RLIMIT_CORE))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, 1024))
+        print(resource.getrlimit(resource.RLIMIT_NOFILE))
+    """
+    lines = room.python(program, user=user).splitlines()
+    assert lines == ["(1, 1)", "(1, 1)", "(512, 1024)"]
+
+
 def test_a_32_bit_personality(room: Room) -> None:
     assert room.text("setarch", "linux32", "uname", "-m") != room.text("uname", "-m")
 
