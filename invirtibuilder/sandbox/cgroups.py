@@ -43,7 +43,7 @@ def delegated(own: Path) -> tuple[Path | None, str]:
     On a machine of systemd only in a group that it has handed over (its attribute, or an owner
     that is not the parent's): any other is systemd's, or another's, to arrange.
     """
-    if own.name == LEAF:
+    if own.name == LEAF and _handed_over(own.parent):
         return own.parent, ""
     if _handed_over(own):
         if not _available(own) - _subtree(own):

@@ -88,13 +88,13 @@ class UserNamespace:
         )
         started = time.monotonic()
         limits = self.limits
+        meter = Meter(self.ids, self._written(), limit=limits.disk, reserve=limits.reserve)
         group = self.groups.make(
             memory=limits.memory,
             processes=limits.processes,
             cpu=limits.cpu_seconds is not None,
         )
         output = _Output.to(command)
-        meter = Meter(self.ids, self._written(), limit=limits.disk, reserve=limits.reserve)
         try:
             entered = enter(
                 self.ids,

@@ -59,7 +59,7 @@ try:
 except BlockingIOError:
     pass
 print(made, flush=True)
-time.sleep(1.5)
+time.sleep(3)
 os._exit(3)
 """
 SPIN = "while :; do :; done"
@@ -319,6 +319,12 @@ class TestPlaces:
             assert text == f"PosixPath('{cgroups.LEAF}') ({given!r}, '')"
             assert cgroups._handed_over(given)
             assert not cgroups._handed_over(own)
+            # A group of that name in one that is not delegated is no leaf of ours.
+            alike = given / "x" / cgroups.LEAF
+            alike.mkdir(parents=True)
+            assert cgroups.delegated(alike)[0] != alike.parent
+            alike.rmdir()
+            alike.parent.rmdir()
         finally:
             with suppress(FileNotFoundError):
                 (given / cgroups.LEAF).rmdir()
