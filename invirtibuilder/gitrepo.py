@@ -191,6 +191,10 @@ class Repository:
         """
         gitcmd.set_ref(self.path, name, new, old)
 
+    def sync_ref(self, name: str) -> None:
+        """Make a ref that is there survive a power cut."""
+        gitcmd.sync_ref(self.path, name)
+
     def keep(self, ref: str, object_id: str) -> None:
         """Hold an object by a ref of ours, from now on, whatever is pushed.
 

@@ -142,8 +142,10 @@ def _same_commit(repository: Repository, tag: str, target: str) -> bool:
 
 def make_refs(repository: Repository, refs: Mapping[str, str]) -> None:
     """Make what `written` gave, after the commit point; safe to repeat."""
+    there = repository.refs("refs/") if refs else {}
     for name, target in refs.items():
-        if not name.startswith("refs/tags/"):
-            repository.keep(name, target)
-        elif repository.ref(name) is None or not _same_commit(repository, name, target):
+        found = there.get(name)
+        if found is None or (found != target and not _same_commit(repository, name, target)):
             repository.set_ref(name, target, None)
+        else:
+            repository.sync_ref(name)

@@ -16,7 +16,10 @@ from invirtibuilder.run import run
 from invirtibuilder.stages import transaction
 from invirtibuilder.stages.changes import Change
 from invirtibuilder.states import State
+from tests.support import packages
+from tests.support import place as places
 from tests.support.line import Line, broken
+from tests.support.place import until
 
 NAMES = ("alpha", "beta", "gamma")
 
@@ -227,3 +230,28 @@ def test_a_change_without_a_commit_takes_a_package_out(line: Line) -> None:
     # What clients may be downloading stays.
     assert list((Path(line.site.archive) / "staging/pool").rglob("beta_1.0_all.deb"))
     run(["git", "fsck", "--strict", "--no-dangling"], cwd=line.site.superproject)
+
+
+def waiting(lock: Path) -> int:
+    """How many wait for a lock, by proc(5)."""
+    lines = Path("/proc/locks").read_text().splitlines()
+    return sum("->" in line and f":{lock.stat().st_ino} " in line for line in lines)
+
+
+def test_the_daemons_jobs_share_a_publication(tmp_path: Path) -> None:
+    with places.canned() as (place, _):
+        repos = [packages.native(tmp_path / name, name) for name in NAMES]
+        for repo in repos:
+            place.package(repo)
+        archive = place.context.archive(place.site.pockets["staging"])
+        with place.daemon():
+            with files.locked(archive.reprepro.lock):
+                jobs = [place.cli("submit", "staging", repo.name, "main").text for repo in repos]
+                until(lambda: waiting(archive.reprepro.lock) == len(jobs))
+            facts = [place.ended(job).need("publish") for job in jobs]
+        assert [fact["publication"] for fact in facts] == [2, 2, 2]
+        assert archive.publications.numbers() == [1, 2]
+        log = run(
+            ["git", "log", "--reverse", "--format=%s", "staging"], cwd=place.site.superproject
+        )
+        assert log.text.splitlines() == [f"{name} 1.0 for staging" for name in NAMES]
