@@ -87,12 +87,15 @@ class CrashSite:
         self.zygote.stdin.write(line.encode())
         self.zygote.stdin.flush()
         pid = self._answer()["pid"]
-        if after is not None:
-            fd = os.pidfd_open(pid)
-            time.sleep(after)
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-            os.close(fd)
+        # It may be over before it is looked at.
+        with contextlib.suppress(ProcessLookupError):
+            if after is not None:
+                fd = os.pidfd_open(pid)
+                time.sleep(after)
+                try:
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+                finally:
+                    os.close(fd)
         end = self._answer()
         self.story.append(f"{life} after={after}: {end}")
         return int(end["code"])
