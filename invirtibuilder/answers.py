@@ -129,9 +129,14 @@ def _check(context: Context, principal: str, question: dict[str, Any]) -> dict[s
         )
     except Refused as refused:
         raise Refused([*refused.reasons, *reasons]) from refused
+    package = str(question["package"])
+    same = context.jobs.identical(pocket, package, admission.commit)
+    if same:
+        reasons = quotas.excess(context, principal, pocket, queued=False)
     if reasons:
         raise Refused(reasons)
-    return {"commit": admission.commit, "version": admission.version}
+    found = {"commit": admission.commit, "version": admission.version}
+    return {**found, "job": same.id, "state": same.status.state} if same else found
 
 
 def _check_act(context: Context, principal: str, question: dict[str, Any]) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from functools import cached_property
 
 from inotify_simple import INotify, flags
 
-from invirtibuilder import acl, acltable, files, hosting, keyring, model, quotas
+from invirtibuilder import acl, acltable, files, hosting, keyring, model, submissions
 from invirtibuilder.answers import Answers
 from invirtibuilder.engine import ChildEngine, Engine, SocketEngine
-from invirtibuilder.errors import ConfigFault, Denied, Fault, MachineFault, Malformed, Refused
+from invirtibuilder.errors import ConfigFault, Denied, Fault, MachineFault, Malformed
 from invirtibuilder.hooks import Events, Hook
 from invirtibuilder.jobs import Job, Jobs
 from invirtibuilder.runner import Runner
@@ -215,12 +215,9 @@ class Daemon:
 
     def _act(self, request: Request) -> None:
         if request.action == "submit":
-            pocket = request.args[0]
-            if why := quotas.excess(self._context, request.principal, pocket, but=request.id):
-                raise Refused(why)
-            job = self._context.jobs.create(request)
-            self._runner.tell(job)
-            self.log(f"job {job.id}: {' '.join(request.args)} by {request.principal}")
+            if job := submissions.take_up(self._context, request):
+                self._runner.tell(job)
+                self.log(f"job {job.id}: {' '.join(request.args)} by {request.principal}")
         elif request.action in ("promote", "rollback"):
             job = self._context.jobs.create(request)
             self._runner.tell(job)
@@ -248,13 +245,20 @@ class Daemon:
         raise Denied(f"{model.printable(request.principal)} may not do this to job {job.id}")
 
     def _cancel(self, request: Request, job: Job) -> None:
+        alias = self._context.jobs.aliases.get(request.args[0])
+        own = alias and request.principal == alias.request.principal != job.request.principal
+        if alias and own:
+            submissions.withdraw(self._context, alias, job)
+            return
         self._permitted(request, job)
         if not job.status.final:
             job.ask_cancel(request.principal)
             self._runner.tell(job)
 
     def _retry(self, request: Request, job: Job) -> None:
-        self._permitted(request, job)
+        alias = self._context.jobs.aliases.get(request.args[0])
+        if alias is None or request.principal != alias.request.principal:
+            self._permitted(request, job)
         if not job.status.final:
             raise Malformed(f"job {job.id} is not over: nothing to retry", code="not-over")
         again = Request(

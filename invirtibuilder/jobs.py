@@ -8,12 +8,14 @@ jobs/ID/nudge          there while a waiting job is to look again
 jobs/ID/journal        one line a move or remark, with UTC time: the short log
 jobs/ID/STAGE.json     the facts that a stage wrote; a stage with facts is done
 jobs/ID/attempts/      runs of orders, each with its full log
+jobs/aliases/          submissions that are the same as a job
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder import entries, files, model
+from invirtibuilder.aliases import Alias, Aliases
 from invirtibuilder.errors import Malformed, NotFound, Reason
 from invirtibuilder.spool import Request, parse
 from invirtibuilder.states import FINAL, State, check_move
@@ -204,11 +207,15 @@ class Jobs:
         self.directory = directory
         self._clock = clock
         self._over: set[str] = set()
+        self.aliases = Aliases(directory / "aliases")
+        self._asked: dict[tuple[str, ...], str] | None = None
+        self._lock = threading.Lock()
 
-    def create(self, request: Request, *, part_of: str = "") -> Job:
+    def create(self, request: Request, *, part_of: str = "", commit: str = "") -> Job:
         """Make a job of a request, or return it when it exists already.
 
-        One that is `part_of` another job is published with that one.
+        One that is `part_of` another job is published with that one. `commit` is what was
+        submitted, where that is known already: then it is what the job is of.
         """
         target = self.directory / request.id
         if not target.exists():
@@ -216,7 +223,8 @@ class Jobs:
             files.remove_tree(beside)
             (beside / "attempts").mkdir(parents=True)
             files.write_json(beside / "request.json", request.as_json())
-            status = Status(state=State.QUEUED, stage="", since=model.iso(self._clock()))
+            since = model.iso(self._clock())
+            status = Status(state=State.QUEUED, stage="", since=since, commit=commit)
             files.write_json(beside / "state.json", asdict(status))
             if part_of:
                 files.write_atomic(beside / "part-of", part_of)
@@ -226,7 +234,30 @@ class Jobs:
                 f"queued: {' '.join((request.action, *request.args))}"
                 f" by {request.principal} via {request.via}"
             )
-        return Job(target, self._clock)
+        job = Job(target, self._clock)
+        if commit and not part_of:
+            with self._lock:
+                self._known()[*request.args[:2], commit] = job.id
+        return job
+
+    def identical(self, pocket: str, package: str, commit: str) -> Job | None:
+        """The job that is queued or running for this commit, unless somebody has cancelled it."""
+        with self._lock:
+            name = self._known().get((pocket, package, commit))
+        found = self._read(name) if name else ""
+        if isinstance(found, str) or found.status.final or found.cancel_asked:
+            return None
+        return found
+
+    def _known(self) -> dict[tuple[str, ...], str]:
+        """The latest job of each commit that was submitted to a pocket."""
+        if self._asked is None:
+            self._asked = {
+                (job.pocket, job.package, job.status.commit): job.id
+                for job in self.unfinished()
+                if job.request.action == "submit" and job.status.commit and not job.part_of
+            }
+        return self._asked
 
     def names(self) -> list[str]:
         """All ids, in order of arrival."""
@@ -236,11 +267,22 @@ class Jobs:
             return []
         return sorted(name for name in names if model.JOB.fullmatch(name))
 
+    def alias(self, name: str) -> Alias | None:
+        """The alias whose id is, or alone contains, `name`; none when a job's does."""
+        if exact := self.aliases.get(name):
+            return exact
+        if not name or any(name in job for job in self.names()):
+            return None
+        found = [alias for alias in self.aliases.names() if name in alias]
+        return self.aliases.get(found[0]) if len(found) == 1 else None
+
     def get(self, name: str) -> Job:
-        """The job whose id is, or alone contains, `name`. Raises NotFound."""
+        """The job whose id, or an alias of it, is or alone contains `name`. Raises NotFound."""
         found = [n for n in self.names() if n == name] or [
             n for n in self.names() if name and name in n
         ]
+        if not found and (alias := self.alias(name)):
+            found = [alias.job]
         if len(found) != 1:
             many = "several jobs match" if found else "no such job"
             raise NotFound(

@@ -12,15 +12,18 @@ from invirtibuilder.stages.context import Context
 HOUR = timedelta(hours=1)
 
 
-def excess(context: Context, principal: str, pocket: str, *, but: str = "") -> list[Reason]:
+def excess(
+    context: Context, principal: str, pocket: str, *, but: str = "", queued: bool = True
+) -> list[Reason]:
     """Why a submission would be one too many, with when to come back; nothing if it is not.
 
-    A job `but` is not counted: it is the one in question.
+    A job `but` is not counted: it is the one in question. What is not `queued`, being the same as
+    a job that is, counts for the hour only.
     """
     rules = context.site.pockets.get(pocket)
     reasons: list[Reason] = []
     who = model.printable(principal)
-    if rules and rules.max_queued:
+    if rules and rules.max_queued and queued:
         waiting = _unfinished(context, principal, pocket, but)
         if len(waiting) >= rules.max_queued:
             message = f"{who} has {len(waiting)} jobs in {pocket} that are not over, of at most"
@@ -66,4 +69,9 @@ def _last_hour(context: Context, principal: str, pocket: str, but: str) -> list[
             continue  # a job that is gone or damaged must not stop others
         if (request.action, request.principal, request.args[0]) == ("submit", principal, pocket):
             times.append(time)
+    times += [
+        datetime.fromisoformat(alias.taken_up)
+        for alias in context.jobs.aliases.since(since)
+        if (alias.request.principal, alias.request.args[0]) == (principal, pocket)
+    ]
     return sorted(times)

@@ -124,6 +124,10 @@ class Spool:
             except (Malformed, OSError) as error:
                 yield Entry(path=path, request=None, problem=str(error))
 
+    def has(self, request_id: str) -> bool:
+        """Whether this request is there, not taken up yet."""
+        return bool(model.JOB.fullmatch(request_id)) and (self.new / f"{request_id}.json").exists()
+
     def why_set_aside(self, request_id: str) -> str:
         """Why this request was set aside, or nothing."""
         entry = self.directory / "bad" / f"{request_id}.json"

@@ -23,12 +23,17 @@ class Cancel(Command):
 
     def run(self, args: argparse.Namespace) -> int:
         site = load_site(args)
-        job = Jobs(site.jobs).get(args.job)
-        if job.status.final:
-            say(f"job {job.id} is {job.status.state} already")
-            return 0
-        request = _put(site, "cancel", job.id)
-        show(args, {"request": request.id, "job": job.id}, f"asked to cancel job {job.id}")
+        name = args.job
+        if Spool(site.queue).has(name):
+            say(f"job {name} is not taken up yet")
+        else:
+            job = Jobs(site.jobs).get(name)
+            if job.status.final:
+                say(f"job {job.id} is {job.status.state} already")
+                return 0
+            name = _asked_as(site, job.id, name)
+        request = _put(site, "cancel", name)
+        show(args, {"request": request.id, "job": name}, f"asked to cancel job {name}")
         return 0
 
 
@@ -44,9 +49,15 @@ class Retry(Command):
         job = Jobs(site.jobs).get(args.job)
         if not job.status.final:
             raise Malformed(f"job {job.id} is not over: nothing to retry", code="not-over")
-        request = _put(site, "retry", job.id)
+        request = _put(site, "retry", _asked_as(site, job.id, args.job))
         show(args, {"job": request.id, "retry_of": job.id}, request.id)
         return 0
+
+
+def _asked_as(site: Site, job: str, name: str) -> str:
+    """The id of the submission that is meant: the job's own, or an alias of it."""
+    alias = Jobs(site.jobs).alias(name)
+    return alias.request.id if alias else job
 
 
 def _put(site: Site, action: str, job: str) -> Request:

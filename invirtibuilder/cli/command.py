@@ -65,7 +65,7 @@ def say(text: str) -> None:
 
 def show(args: argparse.Namespace, value: Any, text: str) -> None:
     """Print data: JSON with --json, else the text."""
-    print(json.dumps(value, indent=1, sort_keys=True) if args.json else text)
+    print(json.dumps(value, indent=1, sort_keys=True) if args.json else text, flush=True)
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -32,11 +32,17 @@ def follow(site: Site, job_id: str) -> int:
     """Print the journal as it grows, then the verdict. Returns the exit code."""
     jobs = Jobs(site.jobs)
     job = _taken_up(jobs, Spool(site.queue), job_id)
+    if job.id != job_id and jobs.aliases.get(job_id):
+        say(f"job {job.id} does the same already")
     progress = _Progress(job)
     while True:
         status = job.status
         for line in progress.new():
             say(line)
+        alias = jobs.aliases.get(job_id)
+        if alias and alias.withdrawn:
+            say(f"{job_id} was withdrawn; job {job.id} goes on")
+            return Exit.CANCELLED
         if status.final:
             break
         time.sleep(POLL)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from invirtibuilder import model
+from invirtibuilder.aliases import Alias
 from invirtibuilder.cli.command import Command, load_site, show, table
 from invirtibuilder.cli.follow import verdict
 from invirtibuilder.daemon import make_context
@@ -16,6 +17,7 @@ from invirtibuilder.settings import Site
 from invirtibuilder.spool import Spool
 
 RECENT = 20
+UNTAKEN = "not taken up yet"
 
 
 class Status(Command):
@@ -29,14 +31,27 @@ class Status(Command):
     def run(self, args: argparse.Namespace) -> int:
         site = load_site(args)
         jobs = Jobs(site.jobs)
+        if args.job and Spool(site.queue).has(args.job):
+            value = {"job": args.job, "state": UNTAKEN}
+            show(args, value, f"job        {args.job}\nstate      {UNTAKEN}")
+            return 0
         if args.job:
-            job = _job(site, jobs, args.job)
-            show(args, describe(site, job), _whole(site, job))
+            job, alias = _job(site, jobs, args.job), jobs.alias(args.job)
+            value = {**describe(site, job), "alias": alias.as_json() if alias else None}
+            show(args, value, "\n".join([_whole(site, job), *_same(alias)]))
             return 0
         names = jobs.names() if args.all else jobs.names()[-RECENT:]
         found = [jobs.get(name) for name in names]
         show(args, [_brief(job) for job in found], listed(found))
         return 0
+
+
+def _same(alias: Alias | None) -> list[str]:
+    if alias is None:
+        return []
+    asked = alias.request
+    gone = f", withdrawn at {alias.withdrawn}" if alias.withdrawn else ""
+    return [f"the same   {asked.id} by {model.printable(asked.principal)} at {asked.time}{gone}"]
 
 
 def _job(site: Site, jobs: Jobs, name: str) -> Job:

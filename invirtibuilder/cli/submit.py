@@ -25,9 +25,8 @@ class Submit(Command):
         site = load_site(args)
         request = Request.new("submit", checked(args), principal=me(), via="local")
         answer = door.submit(site.queue, site.socket, request.as_json())
-        if answer is None:
-            say("accepted, but not checked yet: the daemon does not answer")
-        else:
-            say(f"accepted: {args.package} {answer['version']} from {answer['commit'][:12]}")
-        show(args, {"job": request.id, "checked": answer is not None}, request.id)
-        return follow(site, request.id) if args.wait else 0
+        say(door.said(answer, args.package))
+        there = (answer or {}).get("job")
+        job = str(there or request.id)
+        show(args, {"job": job, "checked": answer is not None, "queued": not there}, job)
+        return follow(site, job) if args.wait else 0

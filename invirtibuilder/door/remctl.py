@@ -50,7 +50,7 @@ class Call:
         self.via = "ssh" if "SSH_ORIGINAL_COMMAND" in environment else "remctl"
         self.addr = model.printable(environment.get("REMOTE_ADDR", ""))[:MAX_ADDRESS]
         self.table = table.load(file, model.utcnow())
-        self.views = view.Views(self.table.jobs, self.sees)
+        self.views = view.Views(self.table.jobs, self.sees, self.principal)
         self.untaken = view.Untaken(self.table.queue, self.principal)
 
     def sees(self, job: view.View) -> bool:
@@ -98,11 +98,8 @@ def _submit(call: Call, args: Sequence[str]) -> int:
     words = _submission(call, args)
     entry = entries.new("submit", words, principal=call.principal, via=call.via, addr=call.addr)
     answer = daemon.submit(call.table.queue, call.table.socket, entry)
-    print(entry["id"], flush=True)
-    if answer is None:
-        say("accepted, but not checked yet: the daemon does not answer")
-    else:
-        say(f"accepted: {words[1]} {answer['version']} from {answer['commit']}")
+    print((answer or {}).get("job") or entry["id"], flush=True)
+    say(daemon.said(answer, words[1]))
     return Exit.OK
 
 
@@ -201,18 +198,21 @@ def _queue(call: Call, args: Sequence[str]) -> int:
 def _of_job(call: Call, name: str) -> view.View:
     """A job that the caller may cancel or retry."""
     job = call.views.get(name)
-    if job.principal != call.principal:
+    if not job.asked_by(call.principal):
         call.table.require(call.principal, job.pocket, "cancel")
     return job
 
 
 def _cancel(call: Call, args: Sequence[str]) -> int:
-    job = _of_job(call, args[0])
-    if job.final:
+    if call.untaken.is_waiting(name := args[0]):
+        say(f"job {name} is not taken up yet")
+    elif (job := _of_job(call, name)).final:
         say(f"job {job.id} is {job.state['state']} already")
+        return Exit.OK
     else:
-        call.put("cancel", job.id)
-        print(f"asked to cancel job {job.id}")
+        name = job.name
+    call.put("cancel", name)
+    print(f"asked to cancel job {name}")
     return Exit.OK
 
 
@@ -220,7 +220,7 @@ def _retry(call: Call, args: Sequence[str]) -> int:
     job = _of_job(call, args[0])
     if not job.final:
         raise Malformed(f"job {job.id} is not over: nothing to retry", code="not-over")
-    print(call.put("retry", job.id))
+    print(call.put("retry", job.name))
     return Exit.OK
 
 

@@ -24,7 +24,7 @@ def submit(queue: Path, daemon: Path, entry: dict[str, Any]) -> dict[str, Any] |
     """Queue a request for a job unless the daemon refuses it. Raises Refused with all reasons.
 
     Returns the daemon's answer; None when it is down: then it is accepted all the same,
-    unchecked.
+    unchecked. An answer with a `job` names one that does the same already: nothing is queued.
     """
     answer: dict[str, Any] | None
     try:
@@ -35,8 +35,19 @@ def submit(queue: Path, daemon: Path, entry: dict[str, Any]) -> dict[str, Any] |
             answer = asked(daemon, {"verb": "check", **{word: entry[word] for word in words}})
     except Unavailable:
         answer = None
-    entries.put(queue, entry)
+    if not (answer and answer.get("job")):
+        entries.put(queue, entry)
     return answer
+
+
+def said(answer: dict[str, Any] | None, package: str) -> str:
+    """What to tell a submitter of the daemon's answer."""
+    if answer is None:
+        return "accepted, but not checked yet: the daemon does not answer"
+    what = f"{package} {answer['version']} from {answer['commit']}"
+    if job := answer.get("job"):
+        return f"nothing new is queued: job {job} of {what} is {answer['state']} already"
+    return f"accepted: {what}"
 
 
 def check(daemon: Path, args: Sequence[str], principal: str) -> dict[str, Any]:

@@ -25,8 +25,9 @@ HEADER = ("JOB", "STATE", "STAGE", "POCKET", "PACKAGE", "VERSION", "PRINCIPAL")
 class View:
     """One job, as it was when it was read."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, alias: dict[str, Any] | None = None) -> None:
         self.directory = directory
+        self.alias = alias
         self.id = os.path.basename(directory)
         self.request: dict[str, Any] = _read(os.path.join(directory, "request.json"))
         self.state: dict[str, Any] = _read(os.path.join(directory, "state.json"))
@@ -70,15 +71,30 @@ class View:
         if not self.final and os.path.exists(os.path.join(self.directory, "cancel")):
             lines.append("cancel     asked for")
         lines += [str(Reason(**reason)) for reason in state["reasons"]]
+        if alias := self.alias:
+            by = model.printable(alias["request"]["principal"])
+            gone = f", withdrawn at {alias['withdrawn']}" if alias["withdrawn"] else ""
+            lines.append(f"the same   {self.name} by {by} at {alias['request']['time']}{gone}")
         return "\n".join(lines)
+
+    @property
+    def name(self) -> str:
+        """The id by which it was asked for: its own, or an alias."""
+        return str(self.alias["request"]["id"]) if self.alias else self.id
+
+    def asked_by(self, principal: str) -> bool:
+        """Whether the principal submitted it, or what it is shown for."""
+        asked = self.alias["request"]["principal"] if self.alias else ""
+        return principal in (self.principal, asked)
 
 
 class Views:
     """The jobs that the caller may see."""
 
-    def __init__(self, directory: str, visible: Callable[[View], bool]) -> None:
+    def __init__(self, directory: str, visible: Callable[[View], bool], principal: str) -> None:
         self._directory = directory
         self._visible = visible
+        self._principal = principal
 
     def newest(self) -> Iterator[View]:
         """Visible jobs, the latest first; damaged ones are left out."""
@@ -97,7 +113,7 @@ class Views:
             raise Malformed(f"not a job's id: {model.printable(name)[:80]!r}", code="bad-job")
         names = self._names()
         candidates = [name] if name in names else [n for n in names if name in n]
-        found = [view for n in candidates if (view := self._view(n))]
+        found = [view for n in candidates if (view := self._view(n))] or self._aliases(name)
         if len(found) != 1:
             raise NotFound(
                 f"{'several jobs match' if found else 'no such job'}: {name}",
@@ -105,6 +121,21 @@ class Views:
                 code="no-job",
             )
         return found[0]
+
+    def _aliases(self, name: str) -> list[View]:
+        """Jobs that are the same as submissions whose ids are, or contain, `name`."""
+        folder = os.path.join(self._directory, "aliases")
+        found = []
+        for file in os.listdir(folder) if os.path.isdir(folder) else ():
+            try:
+                if name in file.removesuffix(".json") and file.endswith(".json"):
+                    alias = _read(os.path.join(folder, file))
+                    view = View(os.path.join(self._directory, alias["job"]), alias)
+                    if alias["request"]["principal"] == self._principal or self._visible(view):
+                        found.append(view)
+            except (OSError, ValueError, LookupError, TypeError):
+                continue
+        return found
 
     def _names(self) -> list[str]:
         try:

@@ -17,7 +17,8 @@ def admit(context: Context, job: Job) -> dict[str, Any]:
         principal=job.request.principal,
         pocket=job.pocket,
         package=job.package,
-        committish=job.committish,
+        # As it was when it was taken up, whatever a branch says now.
+        committish=job.status.commit or job.committish,
         now=context.clock(),
         # What is rebuilt for a promotion needs that one's right.
         action="promote" if job.part_of else "submit",

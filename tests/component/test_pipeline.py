@@ -535,11 +535,13 @@ def test_a_cancel_stops_a_build(line: Line, tmp_path: Path) -> None:
     place, worker = line
     repo = packages.native(tmp_path / "greet")
     place.package(repo)
+    newer = packages.upgraded(repo, "1.1")
+    place.push(newer)
     before = snapshot(place, repo.name)
     with place.daemon(), worker.held("build") as held:
         job_id = place.cli("submit", "staging", repo.name, repo.commit).text
         held.wait()
-        other = place.cli("submit", "staging", repo.name, repo.commit).text
+        other = place.cli("submit", "staging", repo.name, newer.commit).text
         until(lambda: (place.site.jobs / other).exists())
         # The one that is queued behind is never begun.
         assert place.cli("cancel", other).code == 0

@@ -127,8 +127,13 @@ def test_the_daemon_refuses_before_and_at_take_up(
     limit(place, "max_queued: 1\n    max_hourly: 2")
     repo = packages.native(tmp_path / "greet")
     place.package(repo)
+    newer = packages.upgraded(repo, "1.1")
+    place.push(newer)
     # Without a daemon to ask, everything is accepted.
-    early = [place.json("submit", "dev", "greet", repo.commit)["job"] for _ in range(2)]
+    early = [
+        place.json("submit", "dev", "greet", commit)["job"]
+        for commit in (repo.commit, newer.commit)
+    ]
     with worker.held("export") as held, place.daemon():
         held.wait()
         until(lambda: not any((place.site.queue / "new").iterdir()))

@@ -5,80 +5,32 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from invirtibuilder.run import run
-from invirtibuilder.spool import Spool
 from invirtibuilder.states import State
 from tests.support import packages
-from tests.support import place as places
-from tests.support.cannedworker import Answer, Answerer, CannedWorker, Work
 from tests.support.packages import Repo
-from tests.support.place import ME, ROOT, Place, until
-
-ALICE, BOB = "alice@EXAMPLE.ORG", "bob@EXAMPLE.ORG"
-
-
-class Gate:
-    """Holds the orders of packages until they may pass; remembers who came, in order."""
-
-    def __init__(self, answer: Answerer) -> None:
-        self._answer = answer
-        self._change = threading.Condition()
-        self._open: set[str] = set()
-        self.came: list[str] = []
-
-    def __call__(self, work: Work) -> Answer:
-        name = str(work.order.content["package"])
-        with self._change:
-            self.came.append(name)
-            while not ({name, "*"} & self._open or work.stopped()):
-                self._change.wait(0.05)
-        return self._answer(work)
-
-    def open(self, *names: str) -> None:
-        """Let these pass; all without a name."""
-        with self._change:
-            self._open |= set(names or "*")
-            self._change.notify_all()
-
-    def wait(self, *names: str) -> None:
-        """Until these have come."""
-        until(lambda: set(names) <= set(self.came), f"{names} have not come: {self.came}")
-
-
-@contextmanager
-def gated(worker: CannedWorker, kind: str = "build") -> Iterator[Gate]:
-    answer = worker.answers[kind]
-    gate = Gate(answer)
-    worker.answers[kind] = gate
-    try:
-        yield gate
-    finally:
-        gate.open()
-        worker.answers[kind] = answer
-
-
-Line = tuple[Place, CannedWorker]
+from tests.support.place import ME, Place, until
+from tests.support.running import (
+    ALICE,
+    BOB,
+    Line,
+    door,
+    everybody,
+    gated,
+    published,
+    put,
+)
 
 
 @pytest.fixture
 def line() -> Iterator[Line]:
-    """A site whose doors and submitters are we, for alice and bob, too."""
-    with places.canned() as (place, worker):
-        account = ME.removeprefix("unix/")
-        place.edit("site:\n", f"site:\n  doors: [{account}]\n")
-        text = place.config.read_text()
-        everybody = f"submit: [{ME}, {ALICE}, {BOB}]"
-        place.config.write_text(text.replace(f"submit: [{ME}]", everybody))
-        yield place, worker
+    with everybody() as made:
+        yield made
 
 
 def configure(place: Place, *, jobs: int, **priorities: int) -> None:
@@ -100,21 +52,8 @@ def made(place: Place, folder: Path, *names: str) -> list[Repo]:
     return found
 
 
-def put(place: Place, pocket: str, repo: Repo, who: str = ME) -> str:
-    request = place.request(pocket, repo, who=who)
-    Spool(place.site.queue).put(request)
-    return request.id
-
-
 def queue(place: Place) -> list[dict[str, Any]]:
     return list(place.json("queue")["jobs"])
-
-
-def published(place: Place, *jobs: str) -> None:
-    for job in jobs:
-        status = place.ended(job).status
-        journal = (place.site.jobs / job / "journal").read_text()
-        assert status.state == State.PUBLISHED, (status, journal)
 
 
 def test_a_slow_domain_delays_no_other(line: Line, tmp_path: Path) -> None:
@@ -297,25 +236,16 @@ def test_a_door_shows_the_order_of_what_its_caller_may_see(line: Line, tmp_path:
         gate.wait("busy")
         jobs.append(put(place, "prod", three, BOB))
         until(lambda: sum("busy" in job["why"] for job in queue(place)) == 2)
-        seen = door(place, BOB, "queue")
+        seen = door(place, BOB, "queue").text
         assert (
             f"\n{jobs[2]}: priority 0, {BOB}'s 1st; waits for a place in domain trusted: 1 of"
             in seen
         )
         assert not any(job in seen for job in jobs[:2])
-        seen = door(place, ALICE, "queue")
+        seen = door(place, ALICE, "queue").text
         assert [seen.index(f"\n{job}: ") for job in jobs] == sorted(
             seen.index(f"\n{job}: ") for job in jobs
         )
         gate.open()
         published(place, *jobs)
-    assert door(place, ALICE, "queue") == "no job is queued or running"
-
-
-def door(place: Place, who: str, *words: str) -> str:
-    """What the door program says."""
-    program = (
-        "import sys; from invirtibuilder.door.remctl import main; sys.exit(main(sys.argv.pop(1)))"
-    )
-    argv = [sys.executable, "-c", program, str(place.site.socket.parent / "door.json"), *words]
-    return run(argv, cwd=ROOT, env={"REMOTE_USER": who}, timeout=60).text
+    assert door(place, ALICE, "queue").text == "no job is queued or running"

@@ -15,11 +15,12 @@ from tests.support.repository import TOP, module_name, modules, scripts, tree
 ROWS: dict[str, tuple[str, ...]] = {
     "core": ("errors", "model", "states", "run", "files", "tarsafe", "jsonsafe", "order")
     + ("gitcmd", "gitobjects", "yamlread"),
-    "site": ("settings", "configwords", "config", "entries", "spool", "joblog", "jobs"),
+    "site": ("settings", "configwords", "config", "entries", "spool", "joblog")
+    + ("aliases", "jobs"),
     "adapters": ("acl", "gitrepo", "superproject", "debsource", "debchanges", "gbpconf")
     + ("apt.*", "hooks", "engine", "remctl"),
     "line": ("stages.*", "pipeline", "hosting", "retention", "fsck.*", "rebuild", "differences")
-    + ("keyring", "acltable", "quotas", "answers", "schedule", "runner", "daemon"),
+    + ("keyring", "acltable", "quotas", "submissions", "answers", "schedule", "runner", "daemon"),
     "work": ("sandbox.*", "phases.*", "worker"),
     "entry": ("door.*", "cli.*", "__main__"),
     "inside": ("inside.*",),
