@@ -182,12 +182,9 @@ def _pocket(
         *("branch", "codename", "allow_backtracking", "allow_takeover", "isolation", "vm"),
         *("trust_domain", "build_profiles", "build_options", "limits", "packages", "acl"),
         *("tag_format", "version_suffix", "max_queued", "max_hourly", "signing", "priority"),
-        *("valid_for", "retention", "archive_keyring"),
+        *("valid_for", "retention", "archive_keyring", "qemubuilder"),
         required=("suite",),
     )
-    domain = keys["trust_domain"].text(next(iter(domains)))
-    if domain not in domains:
-        keys["trust_domain"].problem(f"no such domain: {domain!r}; known: {', '.join(domains)}")
     limits = _limits(keys["limits"], common)
     return Pocket(
         name=name,
@@ -203,7 +200,8 @@ def _pocket(
         allow_takeover=keys["allow_takeover"].boolean(False),
         isolation=keys["isolation"].choice("chroot", *ISOLATIONS),
         emulation=keys["vm"].record("emulation")["emulation"].boolean(False),
-        domain=domain,
+        qemubuilder=_qemubuilder(keys, base),
+        domain=_domain(keys["trust_domain"], domains),
         profiles=keys["build_profiles"].texts((), words.profile),
         options=keys["build_options"].texts((), words.option),
         limits=limits,
@@ -221,6 +219,32 @@ def _pocket(
         retention=_retention(keys["retention"]),
         priority=_whole(keys["priority"], 0, -1000) or 0,
     )
+
+
+def _domain(value: Value, domains: Mapping[str, Domain]) -> str:
+    domain = value.text(next(iter(domains)))
+    if domain not in domains:
+        value.problem(f"no such domain: {domain!r}; known: {', '.join(domains)}")
+    return domain
+
+
+def _qemubuilder(pocket: Mapping[str, Value], base: Path) -> Path | None:
+    keys = pocket["qemubuilder"].record("config", "accept_weaker_isolation")
+    file = _path(keys["config"], base, Path("/nonexistent"), must_exist=True)
+    accepted = keys["accept_weaker_isolation"].boolean(False)
+    if pocket["isolation"].text("chroot") != "qemubuilder":
+        return None
+    if keys["config"].absent:
+        pocket["isolation"].problem("needs `qemubuilder: {config: FILE}`")
+    if not accepted:
+        pocket["isolation"].problem(
+            "qemubuilder's machine has a network, and this one mounts as root what it has written:"
+            " say `qemubuilder: {accept_weaker_isolation: true}`, or take `vm`"
+        )
+    for name in ("build_profiles", "build_options", "extra_sources"):
+        if not pocket[name].absent:
+            pocket[name].problem("is not handed to qemubuilder: its own configuration says it")
+    return file
 
 
 def _retention(value: Value) -> Retention:

@@ -65,7 +65,8 @@ class Room:
     extra_sources: str = ""  # further ones, keys inside, for build dependencies only
     pocket: PocketSource | None = None
     isolation: str = "chroot"
-    emulation: bool = False  # vm only: whether it may do without KVM
+    emulation: bool = False  # whether a machine may do without KVM
+    qemubuilder: str = ""  # that isolation's configuration file, on the worker's machine
     profiles: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)

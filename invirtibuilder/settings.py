@@ -11,7 +11,7 @@ from invirtibuilder.order import CACHE_SIZE, LAYERS_SIZE, Limits
 
 ACTIONS = ("submit", "promote", "rollback", "cancel", "read")
 EVENTS = ("submitted", "started", "failed", "published")
-ISOLATIONS = ("chroot", "vm")
+ISOLATIONS = ("chroot", "vm", "qemubuilder")
 DEFAULT_SUFFIX = "~{pocket}+{timestamp}.g{shortid}"
 
 
@@ -96,7 +96,8 @@ class Pocket:
     allow_backtracking: bool
     allow_takeover: bool
     isolation: str
-    emulation: bool  # isolation vm: whether it may do without KVM
+    emulation: bool  # whether machines may do without KVM
+    qemubuilder: Path | None  # that isolation's configuration file
     domain: str
     profiles: tuple[str, ...]
     options: tuple[str, ...]
@@ -141,6 +142,7 @@ class Pocket:
             "extra_sources": self.extra_sources,
             "architectures": self.architectures,
             "isolation": self.isolation,
+            "qemubuilder": str(self.qemubuilder or ""),
             "trust_domain": self.domain,
             "build_profiles": self.profiles,
             "build_options": self.options,

@@ -15,6 +15,14 @@ pytest_plugins = [
     "tests.support.doors",
 ]
 
+SLOW = "INVIRTIBUILDER_TEST_SLOW"
+collect_ignore = [] if os.environ.get(SLOW) else ["slow"]
+
+
+def pytest_report_header() -> str:
+    """Nothing is left out in silence."""
+    return "" if os.environ.get(SLOW) else "left out: tests/slow (tests/run --slow)"
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """What makes accounts, or is somebody else for a while, needs root."""

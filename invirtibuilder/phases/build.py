@@ -9,6 +9,7 @@ from typing import Any
 from invirtibuilder import model
 from invirtibuilder.errors import PackageFault
 from invirtibuilder.order import ResultWriter
+from invirtibuilder.phases import qemubuilder
 from invirtibuilder.phases.collect import collect
 from invirtibuilder.phases.install import installed
 from invirtibuilder.phases.resolve import resolve
@@ -20,6 +21,8 @@ ARTIFACT = re.compile(r"[a-z0-9][A-Za-z0-9.+~_%-]*\.(deb|udeb|buildinfo)")
 
 def do(workshop: Workshop, writer: ResultWriter) -> dict[str, Any]:
     """Build the source package of the order. The report has the control fields of each `.deb`."""
+    if workshop.order.room.isolation == "qemubuilder":
+        return _accepted(qemubuilder.build(workshop, writer, ARTIFACT), writer)
     content = workshop.order.content
     dsc = model.matching(model.FILE_NAME, content.get("dsc"), "file-name")
     source = model.package_name(content.get("package"))
@@ -57,11 +60,17 @@ def do(workshop: Workshop, writer: ResultWriter) -> dict[str, Any]:
     tools = (base.tools, base.root)
     programs = workshop.programs()
     report = collect(workshop, tools, programs, tree, "binary", ARTIFACT, writer)
+    return _accepted(
+        {**report, "dependencies": {p.name: p.sha256 for p in resolved.packages}}, writer
+    )
+
+
+def _accepted(report: dict[str, Any], writer: ResultWriter) -> dict[str, Any]:
     if problems := report.get("problems"):
         raise PackageFault(f"unacceptable artifacts: {problems}"[:2000], code="bad-artifacts")
     if not any(f.name.endswith("deb") for f in writer.files):
         raise PackageFault("the build made no binary package", code="no-artifacts")
-    return {**report, "dependencies": {p.name: p.sha256 for p in resolved.packages}}
+    return report
 
 
 class Broken(PackageFault):

@@ -189,7 +189,7 @@ class Workshop:
         Raises `fault` when it fails, with the end of the output, and Cancelled.
         """
         os.write(self.log_fd, f"+ {quoted(argv)}\n".encode())
-        with self._watched() as (output, tail):
+        with self.watched() as (output, tail):
             command = Command(
                 argv=tuple(argv),
                 user="root" if user == "root" else "build",
@@ -219,7 +219,7 @@ class Workshop:
             raise full("nothing is begun", limits)
 
     @contextmanager
-    def _watched(self) -> Iterator[tuple[int, Callable[[], str]]]:
+    def watched(self) -> Iterator[tuple[int, Callable[[], str]]]:
         """The log's descriptor, and what was written to the log since, at most its last 4 KiB."""
         if not stat.S_ISREG(os.fstat(self.log_fd).st_mode):
             yield self.log_fd, lambda: ""

@@ -153,6 +153,7 @@ class Context:
             pocket=source,
             isolation=pocket.isolation,
             emulation=pocket.emulation,
+            qemubuilder=str(pocket.qemubuilder or ""),
             profiles=pocket.profiles,
             options=pocket.options,
             limits=pocket.limits_of(package),
