@@ -14,11 +14,11 @@ from invirtibuilder.apt.signer import Signer
 from invirtibuilder.cli.command import Command, config_file, load_site, show
 from invirtibuilder.errors import Exit, Fault
 from invirtibuilder.run import CLEAN
-from invirtibuilder.sandbox import kernel
+from invirtibuilder.sandbox import kernel, kvm
 from invirtibuilder.sandbox.check import MISSING, OK, WEAKER, Finding, findings, room
 from invirtibuilder.sandbox.slots import slots
 from invirtibuilder.sandbox.sources import inside
-from invirtibuilder.settings import Domain, Site
+from invirtibuilder.settings import Domain, Pocket, Site
 from invirtibuilder.stages.context import mirror_sources
 
 PROGRAMS = {"git": "git", "gpg": "gpg", "gpg-agent": "gpg-agent", "reprepro": "reprepro"}
@@ -60,6 +60,9 @@ def _of_site(site: Site) -> Iterator[Finding]:
     yield from _signing(site)
     yield from _mirrors(site)
     yield _daemon(site)
+    for pocket in site.pockets.values():
+        if pocket.isolation != "chroot":
+            yield _isolation(pocket)
     for domain in site.domains.values():
         if domain.socket:
             yield _listener(domain)
@@ -139,6 +142,27 @@ def _mirrors(site: Site) -> Iterator[Finding]:
             lambda a=(host, number): socket.create_connection(a, SECONDS).close(),  # type: ignore[misc]
             "builds fetch from it directly; `mirror` of the pocket may name another",
         )
+
+
+def _isolation(pocket: Pocket) -> Finding:
+    """What a pocket's machines lack; whether KVM brings one up, the first build tries."""
+    what = f"isolation of {pocket.name}"
+    if pocket.isolation == "qemubuilder":
+        if shutil.which("qemubuilder", path=CLEAN["PATH"]) is None:
+            advice = "apt-get install qemubuilder"
+            return Finding(what=what, state=MISSING, detail="no qemubuilder", advice=advice)
+        detail, advice = "qemubuilder promises less than ours", "each build's log says what"
+        return Finding(what=what, state=WEAKER, detail=detail, advice=advice)
+    if kvm.DEVICE.exists() and kvm.DEVICE.stat().st_mode & 0o006 == 0o006:
+        return Finding(what=what, state=OK, detail=f"{kvm.DEVICE} is open to everybody")
+    return Finding(
+        what=what,
+        state=WEAKER if pocket.emulation else MISSING,
+        detail=f"{kvm.DEVICE} is not open to everybody: "
+        + ("machines are emulated, and slow" if pocket.emulation else "no machine comes up"),
+        advice=f"chmod 666 {kvm.DEVICE}, as udev's own rule does, where KVM works"
+        + ("" if pocket.emulation else "; or `vm: {emulation: true}` in the pocket"),
+    )
 
 
 def _connected(path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from invirtibuilder.cli import selfcheck
 from invirtibuilder.cli.main import main
-from invirtibuilder.sandbox import check, kernel
+from invirtibuilder.sandbox import check, kernel, kvm
 from invirtibuilder.sandbox.check import room
 from invirtibuilder.sandbox.limits import Groups
 from tests.support.place import Place, place
@@ -93,6 +93,30 @@ def test_what_is_missing(own: Place, capsys: pytest.CaptureFixture[str]) -> None
     assert found["daemon"]["state"] == "weaker"
     with listener(own.directory / "run" / "worker.sock"):
         assert checked(own, capsys)[1]["worker (untrusted)"]["state"] == "ok"
+
+
+def test_isolations_of_pockets(
+    own: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    device = tmp_path / "kvm"
+    monkeypatch.setattr(kvm, "DEVICE", device)
+
+    def state(more: str) -> str:
+        own.config.write_text(text + f"  boxed: {{suite: bookworm, {more}}}\n")
+        found = checked(own, capsys)[1]
+        return str(found.get("isolation of boxed", {"state": "none"})["state"])
+
+    text = own.config.read_text()
+    assert state("isolation: chroot") == "none"
+    assert state("isolation: vm") == "missing"
+    assert state("isolation: vm, vm: {emulation: true}") == "weaker"
+    device.touch()
+    device.chmod(0o660)
+    assert state("isolation: vm") == "missing"
+    device.chmod(0o666)
+    assert state("isolation: vm") == "ok"
+    theirs = f"qemubuilder: {{config: {device}, accept_weaker_isolation: true}}"
+    assert state(f"isolation: qemubuilder, {theirs}") in ("weaker", "missing")
 
 
 def test_little_room(tmp_path: Path) -> None:
