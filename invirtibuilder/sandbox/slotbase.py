@@ -42,7 +42,8 @@ def slot_base(
     make, or refresh, it once. A new one replaces the slot's older ones, which its holder alone
     could use. Raises RoomFault, MachineFault.
     """
-    with suppress(FileNotFoundError):
+    # One that is another account's, and only read here, is that account's to remove.
+    with suppress(FileNotFoundError, PermissionError):
         os.utime(slot / "bases" / spec.key)
     before = _newest(spec, domain)
     own = current(spec, slot / "bases")
