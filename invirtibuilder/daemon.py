@@ -288,8 +288,11 @@ class Daemon:
         return True
 
     def _deliver_events(self) -> None:
-        while not self._stop.is_set():
+        while True:
+            # Before the look at what it tells: nobody's word falls between the two.
             self._events.clear()
+            if self._stop.is_set():
+                return
             seconds = SCAN
             try:
                 due = self._context.events.deliver()

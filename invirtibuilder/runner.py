@@ -130,8 +130,11 @@ class Runner:
         Raises whatever a job's thread has failed with.
         """
         try:
-            while not (self._context.stopping() or self._failure):
+            while True:
+                # Before the look at what it tells: nobody's word falls between the two.
                 self._wake.clear()
+                if self._context.stopping() or self._failure:
+                    break
                 pause, busy = self._look()
                 if not busy and pause is None and idle():
                     return

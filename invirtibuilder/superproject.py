@@ -203,10 +203,11 @@ class Superproject:
     def commit_before(self, branch: str, date: datetime) -> str | None:
         """The newest commit of the branch that was made at this time or before."""
         tip = self.tip(branch)
-        if tip is None:
+        seconds = gitobjects.seconds(date)
+        if tip is None or seconds < 0:
             return None
-        until = f"--until={gitobjects.seconds(date)} +0000"
-        return git(self.path, "rev-list", "--max-count=1", until, tip).text or None
+        # --until would read a year after 2099 as now (approxidate).
+        return git(self.path, "rev-list", "--max-count=1", f"--min-age={seconds}", tip).text or None
 
     def trailers(self, commit: str) -> dict[str, str]:
         """The trailers of a commit, as they were given to `compose`."""

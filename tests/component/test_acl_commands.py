@@ -341,7 +341,7 @@ def test_the_example_fits_the_example(tmp_path: Path) -> None:
     conf = tmp_path / "conf"
     for name in ("acl", "hooks.d", "gnupg"):
         (conf / name).mkdir()
-    for name in ("acl/developers", "hooks.d/webhook", "internal-archive.asc"):
+    for name in ("acl/developers", "hooks.d/webhook", "internal-archive.asc", "pbuilderrc"):
         (conf / name).write_text("")
     (conf / "acl/from-ldap").write_text("#!/bin/sh\n")
     (conf / "acl/from-ldap").chmod(0o755)

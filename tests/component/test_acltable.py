@@ -318,13 +318,14 @@ def test_a_right_that_is_withdrawn_stops_the_job(
     granted.write_text(f"{ME}\n")
     program(place, f"cat {granted}")
     acl(place, f"submit: [{{{source}: {'granted' if source == 'file' else 'who'}}}]")
-    first, second = (packages.native(tmp_path / name) for name in ("first", "second"))
+    first = packages.native(tmp_path / "greet")
     place.package(first)
-    place.package(second)
+    second = packages.upgraded(first, "2.0")
+    place.push(second)
     with place.daemon(), worker.held("build") as held:
         before = submit(place, first)
         held.wait()
-        # Admitted by the daemon now, and queued behind the first.
+        # Admitted by the daemon now, and queued behind the first: jobs of a package take turns.
         after = submit(place, second)
         granted.write_text(f"{ALICE}\n")
         held.released.set()
@@ -335,7 +336,7 @@ def test_a_right_that_is_withdrawn_stops_the_job(
     assert reason["code"] == "not-permitted"
     assert reason["message"] == f"{ME} may not submit to dev"
     assert [order.kind for order in worker.orders] == ["export", "build"]
-    assert place.context.superproject.pin("dev", "second") is None
+    assert place.context.superproject.pin("dev", "greet") == first.commit
 
 
 def submit(place: Place, repo: Repo) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,25 @@ def compose(superproject: Superproject, parent: str | None, package: str, **more
         **more,
     }
     return superproject.compose(parent=parent, package=package, **values)
+
+
+def test_the_state_at_a_date(superproject: Superproject) -> None:
+    assert superproject.commit_before("staging", DATE) is None
+    first = compose(superproject, None, "hello")
+    # Ahead of the clock, as the second of two quick publications is.
+    ahead = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+    second = compose(superproject, first, "hello", date=ahead)
+    superproject.move("staging", second, None)
+    a_second = timedelta(seconds=1)
+    for date, found in (
+        (datetime(1, 1, 1, tzinfo=UTC), None),
+        (DATE - a_second, None),
+        (DATE, first),
+        (ahead - a_second, first),
+        (ahead, second),
+        (datetime(2999, 1, 1, tzinfo=UTC), second),
+    ):
+        assert superproject.commit_before("staging", date) == found, date
 
 
 def test_empty(superproject: Superproject) -> None:
