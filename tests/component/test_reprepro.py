@@ -333,10 +333,11 @@ def killer(archive: Reprepro, delay: float) -> Iterator[list[bool]]:
             pid = including(archive.root)
             if pid:
                 with contextlib.suppress(OSError):
-                    seen.append(has_open(pid, archive.lock))
+                    had = has_open(pid, archive.lock)
                     time.sleep(delay)
                     os.killpg(pid, signal.SIGKILL)
-                return
+                    seen.append(had)
+                    return
 
     thread = threading.Thread(target=hunt)
     thread.start()

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -271,3 +272,26 @@ def test_a_clock_that_went_back_does_not_hold_a_job(line: Line, daemon: Daemon) 
     job.move(State.WAITING, wake=datetime(2999, 1, 1, tzinfo=UTC))
     daemon.run()
     assert job.status.state == State.PUBLISHED
+
+
+# The daemon's end.
+
+
+@pytest.mark.parametrize("body", ["_run_jobs", "_deliver_events"])
+def test_a_stop_between_two_looks_is_not_missed(line: Line, daemon: Daemon, body: str) -> None:
+    """SIGTERM comes just after the daemon has seen that it has not come yet."""
+
+    class Late(threading.Event):
+        def is_set(self) -> bool:
+            before = super().is_set()
+            if not before:
+                daemon.stop()
+            return before
+
+    daemon._stop = Late()
+    daemon._context = dataclasses.replace(line.context, stopping=daemon._stop.is_set)
+    daemon.drain = False
+    thread = threading.Thread(target=getattr(daemon, body), daemon=True)
+    thread.start()
+    thread.join(15)  # it would wait for a minute
+    assert not thread.is_alive()
