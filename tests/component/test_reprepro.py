@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
-import signal
 import stat
-import threading
-import time
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -319,54 +317,53 @@ def test_export_after_restore_names_the_old_content(
     assert sha256(index) in (archive.private / "dists/dev/Release").read_text()
 
 
+HUNTER = """import os, signal, sys, time
+from pathlib import Path
+root, lock, delay = os.fsencode(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+wanted = {b"include", b"--outdir=" + root}
+def including():
+    for process in Path("/proc").iterdir():
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\\0")
+            if process.name.isdigit() and words[0] == b"reprepro" and wanted <= {*words}:
+                return int(process.name)
+        except OSError:
+            continue
+def has_lock(pid):
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if os.readlink(fd) == lock:
+                return True
+        except FileNotFoundError:  # closed meanwhile
+            continue
+    return False
+print("ready", flush=True)
+while not (pid := including()):
+    pass
+print(has_lock(pid), flush=True)
+time.sleep(delay)
+os.killpg(pid, signal.SIGKILL)
+"""
+"""A process of its own: a thread of ours would not get its turn in time."""
+
+
 @contextlib.contextmanager
 def killer(archive: Reprepro, delay: float) -> Iterator[list[bool]]:
     """Kill -9 the group of the next include, `delay` seconds after it is seen.
 
-    What is yielded gets one value for it: whether it had the lock's descriptor.
+    Afterwards, what is yielded has one value if it was seen: whether it had the lock open.
     """
     seen: list[bool] = []
-    stop = threading.Event()
-
-    def hunt() -> None:
-        while not stop.is_set():
-            pid = including(archive.root)
-            if pid:
-                with contextlib.suppress(OSError):
-                    had = has_open(pid, archive.lock)
-                    time.sleep(delay)
-                    os.killpg(pid, signal.SIGKILL)
-                    seen.append(had)
-                    return
-
-    thread = threading.Thread(target=hunt)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        stop.set()
-        thread.join()
-
-
-def including(root: Path) -> int:
-    """The pid of the reprepro that does an include for this directory; 0 when there is none."""
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            with contextlib.suppress(OSError):
-                words = (process / "cmdline").read_bytes().split(b"\0")
-                if words[0] == b"reprepro" and {b"include", f"--outdir={root}".encode()} <= {
-                    *words
-                }:
-                    return int(process.name)
-    return 0
-
-
-def has_open(pid: int, path: Path) -> bool:
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it has closed this one meanwhile
-            if fd.readlink() == path:
-                return True
-    return False
+    words = [str(archive.root), str(archive.lock), str(delay)]
+    argv = [sys.executable, "-IS", "-c", HUNTER, *words]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as hunter:
+        assert hunter.stdout
+        assert hunter.stdout.readline() == "ready\n"
+        try:
+            yield seen
+        finally:
+            hunter.kill()
+            seen += [line == "True\n" for line in hunter.stdout]
 
 
 def test_killed_include_is_undone_and_repeated(
@@ -403,6 +400,7 @@ def test_killed_include_is_undone_and_repeated(
         assert ("foo", f"{step}.0", "source") in listed(archive, lock)
     assert killed >= 2, "too few of the calls were killed for this test to say anything"
     # So an orphan of a dead daemon keeps the lock until it ends.
+    assert locks
     assert all(locks)
 
 
