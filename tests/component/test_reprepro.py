@@ -322,13 +322,13 @@ from pathlib import Path
 root, lock, delay = os.fsencode(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 wanted = {b"include", b"--outdir=" + root}
 def including():
-    for process in Path("/proc").iterdir():
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\\0")
-            if process.name.isdigit() and words[0] == b"reprepro" and wanted <= {*words}:
-                return int(process.name)
-        except OSError:
-            continue
+    # Not by all of /proc: where pid 1 does not reap, it is full of what earlier tests left.
+    for children in Path(f"/proc/{os.getppid()}/task").glob("*/children"):
+        for pid in children.read_text().split():
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\\0")
+            if words[0] == b"reprepro" and wanted <= {*words}:
+                return int(pid)
+    return 0
 def has_lock(pid):
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -338,8 +338,12 @@ def has_lock(pid):
             continue
     return False
 print("ready", flush=True)
-while not (pid := including()):
-    pass
+pid = 0
+while not pid:
+    try:
+        pid = including()
+    except OSError:  # a process or thread has ended meanwhile
+        continue
 print(has_lock(pid), flush=True)
 time.sleep(delay)
 os.killpg(pid, signal.SIGKILL)
