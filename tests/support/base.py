@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import textwrap
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,15 @@ from invirtibuilder.apt.mirror import machine_sources
 from invirtibuilder.files import remove_tree as remove_own
 from invirtibuilder.run import run
 from invirtibuilder.sandbox.base import Base, BaseSpec, make_base
-from invirtibuilder.sandbox.contract import Bind, Command, Limits, Outcome, Proxy, never
+from invirtibuilder.sandbox.contract import (
+    Bind,
+    Command,
+    Limits,
+    Outcome,
+    Proxy,
+    Sandbox,
+    never,
+)
 from invirtibuilder.sandbox.ids import Ids, make_tree, remove_tree
 from invirtibuilder.sandbox.layers import discard
 from invirtibuilder.sandbox.limits import Groups
@@ -110,26 +119,27 @@ def proxied(*allowed: tuple[str, int, str]) -> Proxy:
 
 
 @dataclass(kw_only=True)
-class Room:
-    """A sandbox over the base with the tools, and what to run in it."""
+class Tried(ABC):
+    """A sandbox of either isolation, new for each command, and what to run in it."""
 
     ids: Ids
-    base: Base
-    directory: Path
     scratch: Path | None = None
     binds: Sequence[Bind] = ()
     limits: Limits = field(default_factory=lambda: Limits(seconds=60))
-    groups: Groups = field(default_factory=Groups)
     output: bytes = b""
 
-    def with_scratch(self, name: str = "scratch") -> Room:
-        """The same with a scratch directory that is removed after the test."""
-        self.scratch = self.tree(name)
-        return self
+    @property
+    @abstractmethod
+    def place(self) -> Path:
+        """Where directories for it may be made."""
+
+    @abstractmethod
+    def sandbox(self) -> Sandbox:
+        """What the next command runs in."""
 
     def tree(self, name: str) -> Path:
         """A directory of the sandbox's root, removed after the test."""
-        path = self.directory / name
+        path = self.place / name
         make_tree(self.ids, path)
         return path
 
@@ -141,19 +151,11 @@ class Room:
         **options: Any,
     ) -> Outcome:
         """Run a command; what it writes is in `output` afterwards."""
-        sandbox = UserNamespace(
-            ids=self.ids,
-            lowers=(self.base.tools, self.base.root),
-            scratch=self.scratch,
-            binds=self.binds,
-            limits=self.limits,
-            groups=self.groups,
-        )
         with tempfile.TemporaryFile() as log:
             options = {"stdout": log.fileno(), "stderr": log.fileno(), **options}
             command = Command(argv=argv, user=user, **options)
             try:
-                return sandbox.run(command, cancelled=cancelled)
+                return self.sandbox().run(command, cancelled=cancelled)
             finally:
                 log.seek(0)
                 self.output = log.read()
@@ -168,6 +170,34 @@ class Room:
     def python(self, program: str, *args: str, **options: Any) -> str:
         """What a Python program that must succeed writes, run inside."""
         return self.text("python3", "-c", textwrap.dedent(program), *args, **options)
+
+
+@dataclass(kw_only=True)
+class Room(Tried):
+    """A sandbox of user namespaces over the base with the tools."""
+
+    base: Base
+    directory: Path
+    groups: Groups = field(default_factory=Groups)
+
+    @property
+    def place(self) -> Path:
+        return self.directory
+
+    def with_scratch(self, name: str = "scratch") -> Room:
+        """The same with a scratch directory that is removed after the test."""
+        self.scratch = self.tree(name)
+        return self
+
+    def sandbox(self) -> UserNamespace:
+        return UserNamespace(
+            ids=self.ids,
+            lowers=(self.base.tools, self.base.root),
+            scratch=self.scratch,
+            binds=self.binds,
+            limits=self.limits,
+            groups=self.groups,
+        )
 
 
 @pytest.fixture

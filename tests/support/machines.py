@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import pytest
 
 from invirtibuilder.sandbox.base import Base, BaseSpec
-from invirtibuilder.sandbox.contract import Bind, Command, Limits, Outcome
-from invirtibuilder.sandbox.ids import Ids, make_tree, remove_tree
+from invirtibuilder.sandbox.contract import Limits
+from invirtibuilder.sandbox.ids import Ids, remove_tree
 from invirtibuilder.sandbox.kit import kit_of
 from invirtibuilder.sandbox.kvm import with_accelerator
 from invirtibuilder.sandbox.vm import Hardware, Machine
+from tests.support.base import Tried
 
 
 @pytest.fixture(scope="session")
@@ -39,26 +38,19 @@ def hardware(
 
 
 @dataclass(kw_only=True)
-class MachineRoom:
-    """A machine over the base, a new one for each command."""
+class MachineRoom(Tried):
+    """A machine over the base, booted for each command."""
 
-    ids: Ids
     hardware: Hardware
     lowers: Sequence[Path]
-    scratch: Path | None = None
-    binds: Sequence[Bind] = ()
     limits: Limits = field(default_factory=lambda: Limits(seconds=300))
-    output: bytes = b""
 
-    def tree(self, name: str) -> Path:
-        """A directory of the sandbox's root, removed after the test."""
-        path = self.hardware.place / name
-        make_tree(self.ids, path)
-        return path
+    @property
+    def place(self) -> Path:
+        return self.hardware.place
 
-    def run(self, *argv: str, user: Literal["root", "build"] = "build", **options: Any) -> Outcome:
-        """Boot a machine for a command; what it writes is in `output` afterwards."""
-        machine = Machine(
+    def sandbox(self) -> Machine:
+        return Machine(
             ids=self.ids,
             hardware=self.hardware,
             lowers=self.lowers,
@@ -66,26 +58,6 @@ class MachineRoom:
             binds=self.binds,
             limits=self.limits,
         )
-        cancelled = options.pop("cancelled", lambda: False)
-        with tempfile.TemporaryFile() as log:
-            options = {"stdout": log.fileno(), "stderr": log.fileno(), **options}
-            command = Command(argv=argv, user=user, **options)
-            try:
-                return machine.run(command, cancelled=cancelled)
-            finally:
-                log.seek(0)
-                self.output = log.read()
-
-    def text(self, *argv: str, **options: Any) -> str:
-        """What a command that must succeed writes."""
-        outcome = self.run(*argv, **options)
-        text = self.output.decode("utf-8", "replace")
-        assert outcome.code == 0, f"{outcome}\n{text}"
-        return text
-
-    def python(self, program: str, *args: str, **options: Any) -> str:
-        """What a Python program that must succeed writes, run inside."""
-        return self.text("python3", "-c", textwrap.dedent(program), *args, **options)
 
 
 @pytest.fixture
