@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any
 
 from invirtibuilder import acl, differences, entries, hosting, model, quotas
 from invirtibuilder.errors import Denied, Fault, Malformed, NotFound, Refused
+from invirtibuilder.sockets import listening, peer_uid
 from invirtibuilder.spool import local_principal
 from invirtibuilder.stages.assess import assess
 from invirtibuilder.stages.context import Context
@@ -43,11 +43,7 @@ class Answers:
 
     def serve(self, stop: threading.Event) -> None:
         """Answer each connection in a thread of its own, a few at a time."""
-        self._path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-            server.bind(str(self._path))
-            self._path.chmod(0o666)
-            server.listen(64)
+        with listening(self._path, mode=0o666) as server:
             server.settimeout(0.5)
             while not stop.is_set():
                 try:
@@ -83,9 +79,7 @@ class Answers:
         return {"ok": True, **answer}
 
     def _principal(self, connection: socket.socket, question: dict[str, Any]) -> str:
-        size = struct.calcsize("3i")
-        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        uid = struct.unpack("3i", raw)[1]
+        uid = peer_uid(connection)
         own = local_principal(uid)
         asked = model.principal(question.get("principal") or own)
         if asked != own and uid not in self._trusted:

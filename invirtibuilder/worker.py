@@ -31,6 +31,7 @@ from invirtibuilder.sandbox.check import MISSING, WEAKER, findings
 from invirtibuilder.sandbox.ids import Ids, remove_tree
 from invirtibuilder.sandbox.limits import Groups
 from invirtibuilder.sandbox.slots import taken
+from invirtibuilder.sockets import listening
 
 
 def work(
@@ -223,12 +224,8 @@ def listen(path: Path, directory: Path, slots: Sequence[int] = ()) -> None:
     The socket's permissions say who may send orders. Ends with SIGTERM; running orders go on.
     """
     check(directory, slots)
-    path.unlink(missing_ok=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-        server.bind(str(path))
-        path.chmod(0o660)
-        server.listen(16)
+    with listening(path, backlog=16) as server:
         while True:
             connection, _ = server.accept()
             with connection:
