@@ -17,7 +17,7 @@ from invirtibuilder.errors import ConfigFault
 from tests.support.repository import TOP
 
 EXAMPLE = TOP / "conf/invirtibuilder.yaml"
-MANUAL = TOP / "debian/invirtibuilder.yaml.5"
+MANUAL = TOP / "debian/man/invirtibuilder.yaml.5"
 UNKNOWN = "no-such-key"
 Keys = tuple[str, ...]
 """Where a key is; `*` stands for a name that the site chooses, `[]` for a list's member."""

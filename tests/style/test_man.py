@@ -1,9 +1,13 @@
-"""The man pages have every command, option and exit code, and groff has no complaint."""
+"""The man pages have every command, option and exit code, and groff has no complaint.
+
+What comes from the parser is brought up to date by a program: tests/support/manpages.py.
+"""
 
 from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,11 +15,12 @@ import pytest
 from invirtibuilder.cli import main
 from invirtibuilder.errors import Exit
 from invirtibuilder.run import run
+from tests.support import manpages
+from tests.support.manpages import FOLDER, OVERVIEW, UPDATE
 from tests.support.repository import TOP
 
-PAGES = sorted((TOP / "debian").glob("*.[1-8]"))
-MANUAL = TOP / "debian/invirtibuilder.1"
-GLOBAL = {"--help", "--config", "--json", "--version", "-h"}
+PAGES = sorted(FOLDER.iterdir())
+COMMANDS = [pytest.param(command, path, id=command) for command, path in manpages.pages().items()]
 
 
 def man(page: Path, *options: str) -> tuple[str, str]:
@@ -25,64 +30,69 @@ def man(page: Path, *options: str) -> tuple[str, str]:
     return done.out.decode(), done.err.decode()
 
 
-def section(name: str) -> list[str]:
-    text, _ = man(MANUAL)
-    text = re.sub(r"^( {7}\S+)  .*$", r"\1", text, flags=re.MULTILINE)  # a short one's own line
-    found = re.search(rf"^{name}\n(.*?)(?=^\S)", text, re.MULTILINE | re.DOTALL)
-    assert found, f"no section {name}"
-    return found[1].splitlines()
+def section(page: Path, name: str) -> str:
+    """A section's text, without its heading."""
+    found = re.search(rf"^{name}\n(.*?)(?=^\S)", man(page)[0], re.MULTILINE | re.DOTALL)
+    assert found, f"{page.name} has no section {name}"
+    return found[1]
 
 
-def commands() -> dict[str, argparse.ArgumentParser]:
-    """Every command, and verb of a command, that can be typed."""
-    found: dict[str, argparse.ArgumentParser] = {}
-
-    def walk(words: tuple[str, ...], parser: argparse.ArgumentParser) -> None:
-        below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-        if below:  # what comes before a verb: `remote HOST submit`
-            shown = [str(a.metavar) for a in parser._actions if not a.option_strings]
-            words += tuple(shown[:-1])
-        for action in below:
-            for name, inner in action.choices.items():
-                walk((*words, name), inner)
-        if not below:
-            found[" ".join(words)] = parser
-
-    walk((), main.make_parser())
-    return found
+def by_hand(page: Path, name: str) -> str:
+    """What is written in a section, without what comes from the parser."""
+    text = manpages.BLOCK.sub(".SH -\n", page.read_text())
+    found = re.search(rf"^\.SH {name}\n(.*?)(?=^\.SH|\Z)", text, re.MULTILINE | re.DOTALL)
+    return found[1] if found else ""
 
 
-def words_of(parser: argparse.ArgumentParser) -> set[str]:
-    """Options and arguments as they are shown."""
-    shown = [a for a in parser._actions if a.help != argparse.SUPPRESS]
-    options = {o for action in shown for o in action.option_strings} - GLOBAL
-    taken = [a for a in shown if a.nargs != 0 and not GLOBAL & set(a.option_strings)]
-    return options | {str(a.metavar or a.dest.upper()) for a in taken}
+@pytest.mark.parametrize(("command", "path"), COMMANDS)
+def test_page(command: str, path: Path) -> None:
+    name = path.relative_to(TOP)
+    assert path.exists(), f"no page for `{command}`: run `{UPDATE}`, then write its DESCRIPTION"
+    text = path.read_text()
+    assert manpages.updated(text, command) == text, f"{name} is not the parser's: run `{UPDATE}`"
+    blocks = [match[1] for match in manpages.BLOCK.finditer(text)]
+    assert blocks == ["synopsis", "options"], f"{name}: the parser's parts are {blocks}"
+    for heading in ("DESCRIPTION", "EXAMPLES"):
+        assert by_hand(path, heading), f"{name}: write its {heading}, what --help does not say"
 
 
-def documented(command: str) -> set[str]:
-    """The words after a command in its synopses."""
-    lines = [line for line in section("COMMANDS") if re.match(rf" {{7}}{command}( |$)", line)]
-    assert lines, f"invirtibuilder(1) has no {command}"
-    return {w for line in lines for w in re.split(r"[][|\s]+", line.replace(command, "", 1)) if w}
+@pytest.mark.parametrize(("command", "path"), COMMANDS)
+def test_examples(command: str, path: Path) -> None:
+    """Those of a command are of this command, and the parser takes them."""
+    parser = main.make_parser()
+    lines = [line.strip() for line in section(path, "EXAMPLES").splitlines() if line.strip()]
+    ours = [shlex.split(line)[1:] for line in lines if line.strip().startswith("invirtibuilder ")]
+    assert [parser.parse_args(words).command for words in ours] == [command] * len(ours)
+    assert ours, f"{path.name}: no example begins with `invirtibuilder {command}`"
 
 
-@pytest.mark.parametrize("command", commands())
-def test_command(command: str) -> None:
-    assert documented(command) == words_of(commands()[command])
-
-
-def test_no_other_command() -> None:
-    text = "\n".join(section("COMMANDS"))
-    known = commands()
-    shown = re.findall(
-        r"^ {7}([a-z][a-z-]*(?: (?:HOST )?[a-z]+)?)(?: [A-Z[]|$)", text, re.MULTILINE
+def test_the_overview() -> None:
+    """Each command is listed once, in a group that somebody chose."""
+    text = OVERVIEW.read_text()
+    listed = manpages.grouped(text)
+    assert sorted(listed) == sorted(main.COMMANDS), (
+        f"name each command once, after `PARSER: commands` in {OVERVIEW.relative_to(TOP)}, "
+        f"then run `{UPDATE}`: {set(main.COMMANDS) ^ set(listed)}"
     )
-    assert set(shown) == set(known)
+    assert manpages.updated(text) == text, f"{OVERVIEW.name} is not the parser's: run `{UPDATE}`"
+    options = {o for a in main.make_parser()._actions for o in a.option_strings}
+    assert options <= set(re.findall(r"-{1,2}[a-z]+", section(OVERVIEW, "OPTIONS")))
+
+
+def test_what_has_no_text_is_found() -> None:
+    parser = argparse.ArgumentParser(prog="it")
+    parser.add_argument("--silent")
+    with pytest.raises(manpages.Undocumented, match="it: --silent needs a help="):
+        list(manpages.described(parser, "it"))
+    parser = argparse.ArgumentParser(prog="it")
+    parser.add_subparsers().add_parser("verb")
+    with pytest.raises(manpages.Undocumented, match="the verb verb has no help= in it"):
+        manpages.help_of(parser, "verb")
 
 
 def test_exit_codes() -> None:
-    codes = {int(n) for n in re.findall(r"^ {7}(\d+)$", "\n".join(section("EXIT STATUS")), re.M)}
+    text = section(OVERVIEW, "EXIT STATUS")
+    codes = {int(n) for n in re.findall(r"^ {7}(\d+)\b", text, re.MULTILINE)}
     assert codes == {*map(int, Exit), 130}
 
 
@@ -92,5 +102,13 @@ def test_groff_has_no_complaint(page: Path) -> None:
     assert not complaints
 
 
-def test_there_are_pages() -> None:
-    assert [p.name for p in PAGES] == ["invirtibuilder.1", "invirtibuilder.yaml.5"]
+def test_there_is_no_other_page() -> None:
+    known = {OVERVIEW.name, "invirtibuilder.yaml.5", *(p.name for p in manpages.pages().values())}
+    assert {page.name for page in PAGES} == known
+
+
+def test_pages_name_pages_that_there_are() -> None:
+    for page in PAGES:
+        named = re.findall(r"(invirtibuilder[a-z.-]*) ?\(([15])\)", man(page)[0])
+        lacking = {f"{n}.{s}" for n, s in named} - {p.name for p in PAGES}
+        assert not lacking, f"{page.name} names {lacking}"
