@@ -12,13 +12,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from invirtibuilder import acl, differences, entries, hosting, model, quotas
 from invirtibuilder.errors import Denied, Fault, Malformed, NotFound, Refused
-from invirtibuilder.sockets import listening, peer_uid
+from invirtibuilder.sockets import listening, peer_uid, serve
 from invirtibuilder.spool import local_principal
 from invirtibuilder.stages.assess import assess
 from invirtibuilder.stages.context import Context
@@ -39,31 +38,16 @@ class Answers:
         self._path = path
         self._context = context
         self._trusted = trusted | {os.geteuid()}
-        self._room = threading.BoundedSemaphore(AT_ONCE)
 
     def serve(self, stop: threading.Event) -> None:
         """Answer each connection in a thread of its own, a few at a time."""
         with listening(self._path, mode=0o666) as server:
-            server.settimeout(0.5)
-            while not stop.is_set():
-                try:
-                    connection, _ = server.accept()
-                except TimeoutError:
-                    continue
-                while not self._room.acquire(timeout=0.5):
-                    if stop.is_set():
-                        connection.close()
-                        return
-                threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+            serve(server, self._converse, stop, at_once=AT_ONCE)
 
     def _converse(self, connection: socket.socket) -> None:
-        try:
-            with connection, suppress(OSError):
-                answer = self._answer(connection)
-                connection.settimeout(DEADLINE)
-                connection.sendall(json.dumps(answer).encode() + b"\n")
-        finally:
-            self._room.release()
+        answer = self._answer(connection)
+        connection.settimeout(DEADLINE)
+        connection.sendall(json.dumps(answer).encode() + b"\n")
 
     def _answer(self, connection: socket.socket) -> dict[str, Any]:
         try:

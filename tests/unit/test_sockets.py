@@ -6,12 +6,13 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from invirtibuilder.errors import MachineFault
-from invirtibuilder.sockets import listening, peer_uid
+from invirtibuilder.errors import MachineFault, Malformed
+from invirtibuilder.sockets import MAX_LINE, listening, peer_uid, receive, send, serve
 
 # As systemd does it: the descriptor is 3, and the variables name the process that gets it.
 ACTIVATED = """
@@ -69,3 +70,91 @@ def test_another_than_expected_is_refused(tmp_path: Path, other: str, count: str
             _, err = process.communicate(timeout=20)
         assert process.returncode != 0
         assert b"systemd handed over" in err
+
+
+def test_a_message_arrives_as_it_was_sent() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        content = bytes(range(256)) * 1000
+        sender = threading.Thread(target=send, args=(ours, {"what": "a\nb", "size": 3}, content))
+        sender.start()
+        told, received = receive(theirs, limit=len(content), seconds=20)
+        sender.join()
+    assert told == {"what": "a\nb", "size": len(content)}
+    assert received == content
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "no message"),
+        (b'{"size": 0}', "too early"),
+        (b'{"size": 9}\nshort', "too early"),
+        (b'{"size": 2}\nmore', "longer than it says"),
+        (b'{"size": 11}\n', "at most 10"),
+        (b'{"size": -1}\n', "not a message"),
+        (b'{"size": "1"}\n1', "not a message"),
+        (b"[]\n", "not a message"),
+        (b"\n", "not JSON"),
+        (b"\xff\n", "not JSON"),
+        (b" " * MAX_LINE + b'{"size": 0}\n', "too long"),
+    ],
+)
+def test_what_is_no_message_is_malformed(data: bytes, why: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(data)
+        ours.shutdown(socket.SHUT_WR)
+        with pytest.raises(Malformed, match=why):
+            receive(theirs, limit=10, seconds=20)
+
+
+def test_who_sends_a_byte_now_and_then_cannot_stay() -> None:
+    ours, theirs = socket.socketpair()
+    over = threading.Event()
+
+    def drip() -> None:
+        while not over.wait(0.001):
+            ours.sendall(b" ")
+
+    with ours, theirs:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            with pytest.raises(TimeoutError):
+                receive(theirs, limit=10, seconds=0.2)
+        finally:
+            over.set()
+            thread.join()
+
+
+def test_conversations_go_on_at_once_and_no_more_than_so_many(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    stop, release = threading.Event(), threading.Event()
+    begun: list[bytes] = []
+
+    def converse(connection: socket.socket) -> None:
+        begun.append(connection.recv(1))
+        connection.sendall(b"?")
+        release.wait(20)
+        connection.sendall(b"!")
+
+    with listening(path) as server:
+        thread = threading.Thread(
+            target=serve, args=(server, converse, stop), kwargs={"at_once": 2}
+        )
+        thread.start()
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        for number, client in enumerate(clients):
+            client.settimeout(20)
+            client.connect(str(path))
+            client.sendall(b"%d" % number)
+        assert [client.recv(1) for client in clients[:2]] == [b"?", b"?"]
+        assert sorted(begun) == [b"0", b"1"]
+        release.set()
+        assert [client.recv(1) for client in clients] == [b"!", b"!", b"?"]
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+        for client in clients:
+            client.close()
