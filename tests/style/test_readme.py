@@ -76,6 +76,6 @@ def test_commands_exist() -> None:
 
 
 def test_files_exist() -> None:
-    names = re.findall(r"(?:conf|debian|hooks\.d|tests|door)/[a-z][a-z._/0-9]*[a-z0-9]", README)
+    names = re.findall(r"(?:conf|debian|hooks\.d|tests|door)/[a-z][-a-z._/0-9]*[a-z0-9]", README)
     for name in set(names) - {"debian/gbp.conf", "debian/rules"}:  # a package's
         assert (TOP / name).exists() or (TOP / "invirtibuilder" / name).exists(), name

@@ -1,0 +1,104 @@
+"""conf/without-systemd: every service under its own account, and only those that are asked for."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.installed import ACCOUNTS, CONFIG, Installed, installed
+from tests.support.place import until
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[Installed]:
+    with installed() as made:
+        yield made
+
+
+def status_of(pid: int) -> dict[str, list[str]]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
+
+
+def test_start_status_and_stop(system: Installed) -> None:
+    down = system.services("status", check=False)
+    assert down.code == 3
+    names = [line.split()[0] for line in down.text.splitlines()]
+    assert names == ["worker-trusted", "worker-untrusted", "daemon"]
+    system.services("start")
+    up = system.services("status")
+    assert up.text.count(" runs (pid ") == len(names)
+    accounts = {
+        "daemon": "invirtibuilder",
+        "worker-trusted": "ib-build",
+        "worker-untrusted": "ib-build-untrusted",
+    }
+    for service, account in accounts.items():
+        ids = system.sh('id -u "$1"; id -g "$1"; id -G "$1"', account).splitlines()
+        status = status_of(system.process(service))
+        assert status["Uid"] == [ids[0]] * 4, service
+        assert status["Gid"] == [ids[1]] * 4, service
+        assert sorted(status["Groups"]) == sorted(ids[2].split()), service
+        assert {status[f"Cap{each}"][0] for each in ("Inh", "Prm", "Eff", "Amb")} == {"0" * 16}
+        environment = Path(f"/proc/{system.process(service)}/environ").read_bytes().split(b"\0")
+        assert {e.split(b"=")[0] for e in environment if e} == {
+            *(b"PATH", b"LC_ALL", b"HOME", b"INVIRTIBUILDER_CONFIG"),
+        }
+        assert f"HOME={ACCOUNTS[account]}".encode() in environment
+    assert status_of(system.process("daemon"))["CapBnd"] == ["0" * 16]
+    assert status_of(system.process("daemon"))["NoNewPrivs"] == ["1"]
+    # Only the daemon may connect, and only root may put anything beside the sockets.
+    for name in ("worker-trusted", "worker-untrusted"):
+        listed = system.run("stat", "-c", "%F %U:%G %a", f"/run/invirtibuilder/{name}.sock").text
+        assert listed == "socket root:invirtibuilder 660"
+    assert system.run("stat", "-c", "%U:%G %a", "/run/invirtibuilder").text == "root:root 755"
+    assert " ready: " in system.run("cat", "/var/log/invirtibuilder/daemon.log").text
+    # What runs already stays as it is.
+    before = system.process("daemon")
+    system.services("start")
+    assert system.process("daemon") == before
+    system.services("stop", "daemon")
+    assert system.services("status", check=False).text.count(" runs (pid ") == 2
+    system.services("stop")
+    assert system.services("status", check=False).text.count(" does not run") == 3
+    assert not list(system.path("/run/invirtibuilder").iterdir())
+    assert not Path(f"/proc/{before}").exists()
+
+
+def test_one_that_has_died_is_started_again(system: Installed) -> None:
+    system.services("start", "worker-trusted")
+    pid = system.process("worker-trusted")
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: system.services("status", check=False).text.count("does not run") == 3)
+    system.services("start", "worker-trusted")
+    assert system.process("worker-trusted") != pid
+    system.services("stop")
+
+
+def test_what_is_wrong_is_told(system: Installed) -> None:
+    usage = system.services("restart", check=False)
+    assert usage.code == 64
+    assert b"without-systemd start [SERVICE]" in usage.err
+    unknown = system.services("start", "mailer", check=False)
+    assert unknown.code == 71
+    assert b"no service mailer; services are: worker-trusted worker-untrusted daemon" in unknown.err
+    nobody = system.services("start", "worker-other", check=False)
+    assert b"there is no account ib-build-other" in nobody.err
+    config = system.path(CONFIG)
+    text = config.read_text()
+    try:
+        config.write_text(text + "mistake: 1\n")
+        broken = system.services("start", "daemon", check=False)
+        assert broken.code == 71
+        assert b"unknown key 'mistake'" in broken.err
+        assert b"daemon does not start" in broken.err
+        config.unlink()
+        assert b"`invirtibuilder init` makes one" in system.services("start", check=False).err
+    finally:
+        config.write_text(text)
