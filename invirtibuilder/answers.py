@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from invirtibuilder import acl, differences, entries, hosting, model, quotas
+from invirtibuilder import acl, differences, entries, hosting, model, pauses, quotas
 from invirtibuilder.errors import Denied, Fault, Malformed, NotFound, Refused
 from invirtibuilder.sockets import listening, peer_uid, serve
 from invirtibuilder.spool import local_principal
@@ -113,8 +113,14 @@ def _check(context: Context, principal: str, question: dict[str, Any]) -> dict[s
         reasons = quotas.excess(context, principal, pocket, queued=False)
     if reasons:
         raise Refused(reasons)
-    found = {"commit": admission.commit, "version": admission.version}
+    found = {"commit": admission.commit, "version": admission.version, **_paused(context, pocket)}
     return {**found, "job": same.id, "state": same.status.state} if same else found
+
+
+def _paused(context: Context, pocket: str) -> dict[str, str]:
+    """What to tell of a pause: what is accepted waits for its end."""
+    pause = pauses.of(pauses.load(context.site), pocket)
+    return {"paused": pause.text} if pause else {}
 
 
 def _check_act(context: Context, principal: str, question: dict[str, Any]) -> dict[str, Any]:
@@ -123,14 +129,17 @@ def _check_act(context: Context, principal: str, question: dict[str, Any]) -> di
         str(question["action"]), list(question.get("args", ())), principal=principal, via="question"
     )
     first, second, *packages = entry["args"]
+    paused = _paused(context, entries.pocket(entry["action"], entry["args"]))
     if entry["action"] == "promote":
-        return assess_promotion(
+        promotion = assess_promotion(
             context, principal=principal, origin=first, target=second, packages=packages
         )
+        return {**promotion, **paused}
     if entry["action"] == "rollback":
-        return assess_rollback(
+        rollback = assess_rollback(
             context, principal=principal, pocket=first, moment=second, packages=packages
         )
+        return {**rollback, **paused}
     raise Malformed(f"nothing is to be checked of {entry['action']}")
 
 

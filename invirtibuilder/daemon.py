@@ -21,10 +21,11 @@ from functools import cached_property
 
 from inotify_simple import INotify, flags
 
-from invirtibuilder import acl, acltable, files, hosting, keyring, model, submissions
+from invirtibuilder import acl, acltable, files, hosting, keyring, model, pauses, submissions
 from invirtibuilder.answers import Answers
 from invirtibuilder.engine import ChildEngine, Engine, SocketEngine
-from invirtibuilder.errors import ConfigFault, Denied, Fault, MachineFault, Malformed
+from invirtibuilder.entries import WHOLE
+from invirtibuilder.errors import ConfigFault, Denied, Fault, MachineFault, Malformed, NotFound
 from invirtibuilder.hooks import Events, Hook
 from invirtibuilder.jobs import Job, Jobs
 from invirtibuilder.runner import Runner
@@ -228,20 +229,40 @@ class Daemon:
         elif request.action == "retry":
             self._retry(request, self._context.jobs.get(request.args[0]))
         elif request.action == "base-refresh":
-            if request.principal not in {local_principal(u) for u in (0, os.geteuid())}:
+            if not _administers(request):
                 raise Denied("only the site's own account and root make a base anew")
             self._runner.tell(self._context.jobs.create(request))
+        elif request.action in ("pause", "resume"):
+            self._pause(request)
+
+    def _pause(self, request: Request) -> None:
+        """Pause or resume; a pocket for who has its `cancel`, all for the site's own account."""
+        scope, *reason = request.args
+        whole = scope == WHOLE
+        if not (whole or scope in self.site.pockets):
+            raise NotFound(f"no such pocket: {scope}", code="no-pocket")
+        if not (_administers(request) or (not whole and self._may_cancel(request, scope))):
+            who = "the site's own account and root" + ("" if whole else ", or its right `cancel`")
+            raise Denied(f"to {request.action} this takes {who}")
+        if request.action == "resume":
+            pauses.resume(self.site, scope)
+        else:
+            now = self._context.clock()
+            pauses.pause(self.site, scope, by=request.principal, reason=reason[0], now=now)
+        what = " ".join((request.action, *request.args))
+        self.log(f"{model.printable(what)} by {model.printable(request.principal)}")
+
+    def _may_cancel(self, request: Request, name: str) -> bool:
+        pocket = self.site.pockets.get(name)
+        if pocket is None:
+            return False
+        entries = pocket.acl["cancel"]
+        return acl.allowed(request.principal, entries, pocket=name, action="cancel")[0]
 
     def _permitted(self, request: Request, job: Job) -> None:
         """A submitter may cancel and retry own jobs; who has the pocket's `cancel`, any."""
-        if request.principal == job.request.principal:
+        if request.principal == job.request.principal or self._may_cancel(request, job.pocket):
             return
-        pocket = self.site.pockets.get(job.pocket)
-        if pocket:
-            entries = pocket.acl["cancel"]
-            ok, _ = acl.allowed(request.principal, entries, pocket=pocket.name, action="cancel")
-            if ok:
-                return
         raise Denied(f"{model.printable(request.principal)} may not do this to job {job.id}")
 
     def _cancel(self, request: Request, job: Job) -> None:
@@ -342,3 +363,8 @@ class Daemon:
             self._troubles = made.troubles
         left = (made.expires - now).total_seconds() if made.expires else self.site.acl_refresh
         return max(0.1, min(left, self.site.acl_refresh))
+
+
+def _administers(request: Request) -> bool:
+    """Whether the site's own account, or root, asks."""
+    return request.principal in {local_principal(uid) for uid in (0, os.geteuid())}

@@ -18,6 +18,14 @@ if TYPE_CHECKING:  # typing, too, takes its time to import
     from typing import Any
 
 VERSION = 1
+WHOLE = "*"
+"""In place of a pocket: the whole queue."""
+
+
+def _scope(value: object) -> str:
+    return WHOLE if value == WHOLE else model.pocket_name(value)
+
+
 # Action -> how each of its arguments is checked.
 ACTIONS = {
     "submit": (model.pocket_name, model.package_name, model.committish),
@@ -26,6 +34,8 @@ ACTIONS = {
     "base-refresh": (model.pocket_name,),
     "promote": (model.pocket_name, model.pocket_name),
     "rollback": (model.pocket_name, model.moment),
+    "pause": (_scope, model.remark),
+    "resume": (_scope,),
 }
 # Action -> how many packages follow, at least.
 PACKAGES = {"promote": 1, "rollback": 0}

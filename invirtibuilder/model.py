@@ -99,6 +99,17 @@ def moment(value: object) -> str | datetime:
         ) from error
 
 
+def remark(value: object) -> str:
+    """A line for others to read, which may be empty: printable, at most 200 characters."""
+    if not isinstance(value, str) or len(value) > 200 or not value.isprintable():
+        raise Malformed(
+            "not a line of printable text",
+            hint="at most 200 characters, without control characters",
+            code="bad-remark",
+        )
+    return value
+
+
 def commit_id(value: object) -> str:
     """A full commit id in lower case hexadecimal."""
     return matching(COMMIT, value, "commit-id")

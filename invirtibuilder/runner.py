@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from invirtibuilder import files, model
+from invirtibuilder import files, model, pauses
 from invirtibuilder.engine import Attempt
 from invirtibuilder.errors import Fault
 from invirtibuilder.jobs import Job, Status
@@ -25,6 +25,7 @@ from invirtibuilder.schedule import Pending, Turn, in_order
 from invirtibuilder.settings import Site
 from invirtibuilder.stages.base import refresh_base
 from invirtibuilder.stages.context import Context, Stopping, Wait
+from invirtibuilder.stages.transaction import COMMITTED
 from invirtibuilder.states import State
 
 Log = Callable[[str], None]
@@ -151,11 +152,15 @@ class Runner:
 
     def enter(self, job: Job, domain: str) -> None:
         """Give the job a builder's place, or raise NoPlace: it goes on when it is its turn."""
+        pause = pauses.of(pauses.load(self.site), job.pocket)
         with self._lock:
             held = self._held[job.id]
             held.ahead = False
             if held.has:
                 return
+            if pause:
+                held.wants = domain
+                raise NoPlace(pause.text, None)
             if self._free(domain) > 0 and not self._others_first(held, domain):
                 self._give(held, domain)
                 return
@@ -206,6 +211,7 @@ class Runner:
     def _look(self) -> tuple[float | None, bool]:
         """Start what can be started; the seconds until the next look, and whether anything runs."""
         now = self._context.clock()
+        paused = pauses.load(self.site)
         with self._lock:
             turns = in_order(self._pending(), self._served, now)
             self._rank = {turn.id: n for n, turn in enumerate(turns)}
@@ -214,14 +220,17 @@ class Runner:
             lines: list[dict[str, Any]] = []
             for turn in turns:
                 held = self._held[turn.id]
-                why, seconds = self._hold(held, now, first)
+                why, seconds = self._hold(held, now, first, paused)
                 if seconds is not None:
                     pause = seconds if pause is None else min(pause, seconds)
                 if held.thread is None and not why:
                     self._start(held)
                 lines.append(self._line(held, turn, why))
-            busy = any(held.thread or held.wants for held in self._held.values())
-        self._show(lines)
+            busy = any(
+                held.thread or (held.wants and not pauses.of(paused, held.job.pocket))
+                for held in self._held.values()
+            )
+        self._show({"jobs": lines, "paused": {name: p.text for name, p in paused.items()}})
         return pause, busy
 
     def _pending(self) -> list[Pending]:
@@ -248,7 +257,11 @@ class Runner:
         return first
 
     def _hold(
-        self, held: _Held, now: datetime, first: dict[tuple[str, str], str]
+        self,
+        held: _Held,
+        now: datetime,
+        first: dict[tuple[str, str], str],
+        paused: dict[str, pauses.Pause],
     ) -> tuple[str, float | None]:
         """Why the job cannot go on now (nothing: it can, or does), and seconds until it may."""
         status = held.status
@@ -258,6 +271,10 @@ class Runner:
             return "could not be written down; tried again soon", held.ill - time.monotonic()
         if held.has or status.cancel_by:
             return "", None
+        pause = pauses.of(paused, held.job.pocket)
+        # What stands in the superproject already is finished all the same.
+        if pause and held.job.fact(COMMITTED) is None:
+            return pause.text, None
         # A part of a promotion goes with the whole, which is there before it.
         before = {first[chain] for chain in held.chains} - {held.job.id, held.whole}
         if before:
@@ -288,15 +305,15 @@ class Runner:
         wake = held.status.wake if why and not held.wants else ""
         return {"job": held.job.id, "running": running, "why": told, "wake": wake}
 
-    def _show(self, lines: list[dict[str, Any]]) -> None:
+    def _show(self, shown: dict[str, Any]) -> None:
         """Write down what `queue` shows, here and at the doors, when it has changed."""
-        lines.sort(key=lambda line: (not line["running"], line["wake"]))
-        if lines == self._shown:
+        shown["jobs"].sort(key=lambda line: (not line["running"], line["wake"]))
+        if shown == self._shown:
             return
-        value = {"v": 1, "written": model.iso(self._context.clock()), "jobs": lines}
+        value = {"v": 1, "written": model.iso(self._context.clock()), **shown}
         try:
             files.write_json(self.site.queue_view, value)
-            self._shown = lines
+            self._shown = shown
         except OSError as error:
             self._log(f"{self.site.queue_view} waits: {error}")
 

@@ -212,6 +212,11 @@ class Site:
         return self.directory / "run" / "queue.json"
 
     @property
+    def pauses(self) -> Path:
+        """What is paused; for the daemon to write and anybody to read."""
+        return self.directory / "run" / "paused.json"
+
+    @property
     def push_rules(self) -> Path:
         """What the repositories' hooks read: the pockets' branches and tag formats as JSON."""
         return self.directory / "run" / "push-rules.json"

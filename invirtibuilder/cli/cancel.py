@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 
 from invirtibuilder.cli.command import Command, load_site, me, say, show
 from invirtibuilder.errors import Denied, Malformed
@@ -32,7 +33,7 @@ class Cancel(Command):
                 say(f"job {job.id} is {job.status.state} already")
                 return 0
             name = _asked_as(site, job.id, name)
-        request = _put(site, "cancel", name)
+        request = put(site, "cancel", [name])
         show(args, {"request": request.id, "job": name}, f"asked to cancel job {name}")
         return 0
 
@@ -49,7 +50,7 @@ class Retry(Command):
         job = Jobs(site.jobs).get(args.job)
         if not job.status.final:
             raise Malformed(f"job {job.id} is not over: nothing to retry", code="not-over")
-        request = _put(site, "retry", _asked_as(site, job.id, args.job))
+        request = put(site, "retry", [_asked_as(site, job.id, args.job)])
         show(args, {"job": request.id, "retry_of": job.id}, request.id)
         return 0
 
@@ -60,9 +61,9 @@ def _asked_as(site: Site, job: str, name: str) -> str:
     return alias.request.id if alias else job
 
 
-def _put(site: Site, action: str, job: str) -> Request:
+def put(site: Site, action: str, words: Sequence[str]) -> Request:
     """Queue the request, and wait a little for the daemon's word. Raises Denied."""
-    request = Request.new(action, [job], principal=me(), via="local")
+    request = Request.new(action, words, principal=me(), via="local")
     spool = Spool(site.queue)
     spool.put(request)
     until = time.monotonic() + PATIENCE

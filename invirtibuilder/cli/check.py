@@ -35,6 +35,7 @@ class Check(Command):
             )
             answer = {"ok": True, "commit": found.commit, "version": found.version}
         text = f"{words[1]} {answer['version']} ({answer['commit'][:12]}) may go to {words[0]}"
+        text += door.held(answer)
         show(args, answer, text)
         return 0
 

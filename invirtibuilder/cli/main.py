@@ -30,6 +30,8 @@ COMMANDS = {
     "queue": "queue_.Queue",
     "cancel": "cancel.Cancel",
     "retry": "cancel.Retry",
+    "pause": "pause.Pause",
+    "resume": "pause.Resume",
     "pocket": "pocket.PocketCommand",
     "package": "package.Package",
     "sources": "sources.Sources",

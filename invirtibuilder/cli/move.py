@@ -48,7 +48,7 @@ def _queue(args: argparse.Namespace, action: str, words: Sequence[str]) -> int:
         say("accepted, but not checked yet: the daemon does not answer")
     else:
         for each in answer["packages"]:
-            say(f"accepted: {each['package']}: {each['how']}")
+            say(f"accepted: {each['package']}: {each['how']}{door.held(answer)}")
     value = {"job": request.id, "checked": answer is not None}
     show(args, {**value, "packages": answer["packages"] if answer else None}, request.id)
     return follow(site, request.id) if args.wait else 0

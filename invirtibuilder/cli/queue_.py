@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+from invirtibuilder import pauses
 from invirtibuilder.cli.command import Command, load_site, show
 from invirtibuilder.cli.status import listed
 from invirtibuilder.door import view
@@ -21,6 +22,7 @@ class Queue(Command):
         site = load_site(args)
         order = view.Order(site.queue_view, site.socket)
         jobs = sorted(Jobs(site.jobs).unfinished(), key=lambda job: order.place(job.id))
+        paused = pauses.load(site)
         untaken = [e.path.stem for e in Spool(site.queue).entries(frozenset())]
         value = {
             "as_of": order.as_of or None,
@@ -36,8 +38,10 @@ class Queue(Command):
                 for job in jobs
             ],
             "not_taken_up": untaken,
+            "paused": [asdict(pause) for pause in paused.values()],
         }
-        lines = [order.warning] if jobs and order.warning else []
+        lines = [pause.text for pause in paused.values()]
+        lines += [order.warning] if jobs and order.warning else []
         lines += [listed(jobs)] if jobs else ["no job is queued or running"]
         lines += [
             f"{job.id}: {printable(order.why[job.id])}" for job in jobs if job.id in order.why

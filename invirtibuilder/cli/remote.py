@@ -35,6 +35,8 @@ VERBS = {
     "queue": ("", "show what is not finished, in order"),
     "cancel": ("JOB", "stop a job"),
     "retry": ("JOB", "submit once more what a job was asked for; prints the new job's id"),
+    "pause": ("POCKET [REASON]", "let no job of a pocket start anything new; what runs ends"),
+    "resume": ("POCKET", "end a pause of a pocket"),
     "pockets": ("", "list your pockets"),
     "packages": ("", "list the packages"),
     "acl": ("[POCKET]", "say what you may do, or who may do what in a pocket"),
@@ -84,6 +86,8 @@ class Remote(Command):
             words = [args.origin, args.target, *args.packages]
         elif args.verb == "rollback":
             words = [args.pocket, args.when, *args.package]
+        elif args.verb == "pause" and args.reason:
+            words.append(args.reason)
         if args.follow:
             words.append("follow")
         if args.which:
@@ -138,6 +142,9 @@ def _add_verb(verb: str, arguments: str, parser: argparse.ArgumentParser) -> Non
     elif verb == "diff":
         for name in ("a", "b"):
             parser.add_argument(name, metavar=name.upper(), help="POCKET, or POCKET@COMMIT|DATE")
+    elif verb == "pause":
+        parser.add_argument("argument", metavar="POCKET")
+        parser.add_argument("--reason", metavar="TEXT", help="what submitters are told")
     elif arguments:
         nargs = "?" if arguments.startswith("[") else None
         parser.add_argument("argument", metavar=arguments.strip("[]"), nargs=nargs)

@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 
 from invirtibuilder import entries, model
 from invirtibuilder.door import submit as daemon
-from invirtibuilder.door import table, view
+from invirtibuilder.door import view
+from invirtibuilder.door.call import Call, say
 from invirtibuilder.door.verb import Verb, formed, malformed
 from invirtibuilder.errors import (
     Denied,
@@ -38,53 +39,6 @@ POLL = 0.2
 HEARTBEAT = 10.0
 """Seconds of silence after which `follow` says so: remctld sees that a caller has gone only when
 something is to be sent."""
-PATIENCE = 5.0
-MAX_ADDRESS = 100
-
-
-class Call:
-    """One call: who asks, and what the site lets the doors know."""
-
-    def __init__(self, file: str, environment: Mapping[str, str]) -> None:
-        self.principal = _principal(environment)
-        self.via = "ssh" if "SSH_ORIGINAL_COMMAND" in environment else "remctl"
-        self.addr = model.printable(environment.get("REMOTE_ADDR", ""))[:MAX_ADDRESS]
-        self.table = table.load(file, model.utcnow())
-        self.views = view.Views(self.table.jobs, self.sees, self.principal)
-        self.untaken = view.Untaken(self.table.queue, self.principal)
-
-    def sees(self, job: view.View) -> bool:
-        """Own jobs, and those of pockets in which the caller may do anything."""
-        return job.principal == self.principal or self.table.readable(self.principal, job.pocket)
-
-    def put(self, action: str, job: str) -> str:
-        """Queue an act on a job, wait a little for the daemon's word, and return its id."""
-        entry = entries.new(action, [job], principal=self.principal, via=self.via, addr=self.addr)
-        name = str(entry["id"])
-        entries.put(self.table.queue, entry)
-        until = time.monotonic() + PATIENCE
-        while self.untaken.is_waiting(name):
-            if time.monotonic() > until:
-                say("queued: the daemon has not taken it up yet")
-                return name
-            time.sleep(0.02)
-        if why := self.untaken.why_set_aside(name):
-            raise Denied(why, code="set-aside")
-        return name
-
-
-def say(text: str) -> None:
-    """To the caller's standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def _principal(environment: Mapping[str, str]) -> str:
-    who = environment.get("REMOTE_USER", "")
-    try:
-        model.principal(who)
-    except Malformed as fault:
-        raise Denied(f"nobody is asking: {fault}", code="no-principal") from fault
-    return who
 
 
 def _submission(call: Call, args: Sequence[str]) -> Sequence[str]:
@@ -125,14 +79,15 @@ def _act(call: Call, action: str, args: Sequence[str], right: str) -> int:
         say("accepted, but not checked yet: the daemon does not answer")
     else:
         for each in answer["packages"]:
-            say(f"accepted: {each['package']}: {each['how']}")
+            say(f"accepted: {each['package']}: {each['how']}{daemon.held(answer)}")
     return Exit.OK
 
 
 def _check(call: Call, args: Sequence[str]) -> int:
     words = _submission(call, args)
     answer = daemon.check(call.table.socket, words, call.principal)
-    print(f"{words[1]} {answer['version']} ({answer['commit']}) may go to {words[0]}")
+    text = f"{words[1]} {answer['version']} ({answer['commit']}) may go to {words[0]}"
+    print(text + daemon.held(answer))
     return Exit.OK
 
 
@@ -189,6 +144,9 @@ def _log(call: Call, args: Sequence[str]) -> int:
 
 def _queue(call: Call, args: Sequence[str]) -> int:
     order = view.Order(call.table.queue_view, call.table.socket)
+    for scope, why in order.paused.items():
+        if scope == entries.WHOLE or call.table.readable(call.principal, scope):
+            print(model.printable(why))
     print(order.text(call.views.unfinished()))
     if waiting := call.untaken.waiting():
         print(f"yours, not taken up yet: {', '.join(waiting)}")
@@ -211,7 +169,7 @@ def _cancel(call: Call, args: Sequence[str]) -> int:
         return Exit.OK
     else:
         name = job.name
-    call.put("cancel", name)
+    call.put("cancel", [name])
     print(f"asked to cancel job {name}")
     return Exit.OK
 
@@ -220,7 +178,21 @@ def _retry(call: Call, args: Sequence[str]) -> int:
     job = _of_job(call, args[0])
     if not job.final:
         raise Malformed(f"job {job.id} is not over: nothing to retry", code="not-over")
-    print(call.put("retry", job.name))
+    print(call.put("retry", [job.name]))
+    return Exit.OK
+
+
+def _pause(call: Call, args: Sequence[str]) -> int:
+    call.table.require(call.principal, args[0], "cancel")
+    call.put("pause", [*args, ""][:2])
+    print(f"asked to pause {args[0]}: nothing new starts, what runs ends")
+    return Exit.OK
+
+
+def _resume(call: Call, args: Sequence[str]) -> int:
+    call.table.require(call.principal, args[0], "cancel")
+    call.put("resume", args)
+    print(f"asked to resume {args[0]}")
     return Exit.OK
 
 
@@ -366,6 +338,13 @@ VERBS = {
     ),
     "cancel": Verb(_cancel, "JOB", "stop a job: an own one, or with the right to cancel"),
     "retry": Verb(_retry, "JOB", "submit again what a finished job was asked for", KEEP),
+    "pause": Verb(
+        _pause,
+        "POCKET [REASON]",
+        "let no job of a pocket start anything new; what runs ends",
+        "Needs the right `cancel`. What is submitted is accepted and waits; `queue` tells why.",
+    ),
+    "resume": Verb(_resume, "POCKET", "end a pause of a pocket; needs the right `cancel`"),
     "pockets": Verb(_pockets, "", "list your pockets"),
     "packages": Verb(_packages, "", "list the packages"),
     "acl": Verb(_acl, "[POCKET]", "say what you may do, or who may do what in a pocket"),

@@ -47,7 +47,12 @@ def said(answer: dict[str, Any] | None, package: str) -> str:
     what = f"{package} {answer['version']} from {answer['commit']}"
     if job := answer.get("job"):
         return f"nothing new is queued: job {job} of {what} is {answer['state']} already"
-    return f"accepted: {what}"
+    return f"accepted: {what}{held(answer)}"
+
+
+def held(answer: dict[str, Any]) -> str:
+    """What to add where a pause keeps what was accepted from being done."""
+    return f"; it waits, as {answer['paused']}" if answer.get("paused") else ""
 
 
 def check(daemon: Path, args: Sequence[str], principal: str) -> dict[str, Any]:

@@ -160,9 +160,12 @@ class Order:
             value = _read(file)
             lines = [(str(line["job"]), str(line["why"])) for line in value["jobs"]]
             written = str(value["written"])
+            paused = dict(value["paused"])
         except (OSError, ValueError, LookupError, TypeError):
-            lines, written = [], ""
+            lines, written, paused = [], "", {}
         self.why = dict(lines)
+        self.paused: dict[str, str] = paused
+        """What is paused (`*`: everything), and why."""
         self._place = {job: place for place, (job, _) in enumerate(lines)}
         self.as_of = "" if _answers(daemon) else written
         """When it was so; nothing while the daemon is up, which keeps it as it is."""

@@ -43,6 +43,8 @@ VERBS = [
     ["self-check"],
     ["cancel"],
     ["retry"],
+    ["pause"],
+    ["resume"],
     ["pocket"],
     ["pocket", "list"],
     ["pocket", "show"],
@@ -168,6 +170,8 @@ BROKEN = [
     ["self-check"],
     ["cancel", JOB],
     ["retry", JOB],
+    ["pause"],
+    ["resume", "dev"],
     ["pocket", "list"],
     ["pocket", "show", "dev"],
     ["pocket", "create", "new"],
@@ -411,7 +415,7 @@ def test_submissions_while_the_daemon_is_down(own: Place, tmp_path: Path) -> Non
     assert b"not checked yet" in done.err
     job = done.text
     value = own.json("queue")
-    assert value == {"as_of": None, "jobs": [], "not_taken_up": [job]}
+    assert value == {"as_of": None, "jobs": [], "not_taken_up": [job], "paused": []}
     assert "is the daemon running?" in own.cli("queue").text
     # What cannot be admitted is accepted, too, and refused at take-up.
     second = own.json("submit", "no-such", "nobody", "x")
@@ -438,7 +442,7 @@ def test_a_daemon_that_is_up(own: Place, tmp_path: Path) -> None:
         assert done.code == Exit.REFUSED
         assert b"[no-pocket]" in done.err
         assert b"[no-package]" in done.err
-        assert own.json("queue") == {"as_of": None, "jobs": [], "not_taken_up": []}
+        assert own.json("queue") == {"as_of": None, "jobs": [], "not_taken_up": [], "paused": []}
         assert own.cli("daemon").code == Exit.MACHINE
         with worker.held("build") as held:
             job = own.cli("submit", "staging", "greet", "main").text

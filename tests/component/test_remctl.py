@@ -17,7 +17,7 @@ from tests.support.kdc import remctl
 from tests.support.place import until
 
 VERBS = ["submit", "promote", "rollback", "check", "status", "log", "queue", "cancel", "retry"]
-VERBS += ["pockets", "packages", "acl", "sources", "diff", "help"]
+VERBS += ["pause", "resume", "pockets", "packages", "acl", "sources", "diff", "help"]
 
 
 def test_help_shows_own_pockets(door: Door) -> None:

@@ -15,7 +15,7 @@ from tests.support.repository import TOP, module_name, modules, scripts, tree
 ROWS: dict[str, tuple[str, ...]] = {
     "core": ("errors", "model", "states", "run", "files", "tarsafe", "jsonsafe", "order")
     + ("sockets", "gitcmd", "gitobjects", "yamlread"),
-    "site": ("settings", "configwords", "config", "entries", "spool", "joblog")
+    "site": ("settings", "configwords", "config", "entries", "spool", "joblog", "pauses")
     + ("aliases", "jobs"),
     "adapters": ("acl", "gitrepo", "superproject", "debsource", "debchanges", "gbpconf")
     + ("apt.*", "hooks", "engine", "remctl"),
