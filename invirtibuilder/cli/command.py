@@ -1,35 +1,29 @@
-"""What a subcommand is, and what they share."""
+"""What the subcommands of a site share."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
 
 from invirtibuilder import config
+from invirtibuilder.cli.subcommand import Command, say, show, table
 from invirtibuilder.errors import NotFound
 from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.spool import local_principal
 
+__all__ = [
+    "Command",
+    "config_file",
+    "load_site",
+    "me",
+    "say",
+    "show",
+    "table",
+    "the_pocket",
+]
+
 DEFAULT_CONFIG = Path("/etc/invirtibuilder/invirtibuilder.yaml")
-
-
-class Command:
-    """A subcommand: its words, its arguments and what it does."""
-
-    name: ClassVar[str]
-    description: ClassVar[str]
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare arguments and options."""
-
-    def run(self, args: argparse.Namespace) -> int:
-        """Do it; returns an exit code. Raises Fault."""
-        raise NotImplementedError
 
 
 def load_site(args: argparse.Namespace) -> Site:
@@ -56,20 +50,3 @@ def the_pocket(site: Site, name: str) -> Pocket:
 def me() -> str:
     """Who runs this command, as a principal."""
     return local_principal(os.getuid())
-
-
-def say(text: str) -> None:
-    """A line for a person, beside the data on standard output."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def show(args: argparse.Namespace, value: Any, text: str) -> None:
-    """Print data: JSON with --json, else the text."""
-    print(json.dumps(value, indent=1, sort_keys=True) if args.json else text, flush=True)
-
-
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns of text, as wide as needed."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
-    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

@@ -6,26 +6,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from invirtibuilder.cli.command import say
+from invirtibuilder.cli.subcommand import EXITS, say
 from invirtibuilder.errors import Denied, Exit, NotFound, Reason
 from invirtibuilder.joblog import harmless, log_files
 from invirtibuilder.jobs import Job, Jobs, Status
 from invirtibuilder.settings import Site
 from invirtibuilder.spool import Spool
-from invirtibuilder.states import State
 
 POLL = 0.2
 STAGE = b"== "
 """How a worker's log marks a stage."""
 PATIENCE = 10.0
-
-EXITS = {
-    State.PUBLISHED: Exit.OK,
-    State.DONE: Exit.OK,
-    State.REFUSED: Exit.REFUSED,
-    State.FAILED: Exit.FAILED,
-    State.CANCELLED: Exit.CANCELLED,
-}
 
 
 def follow(site: Site, job_id: str) -> int:

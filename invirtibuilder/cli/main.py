@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -12,8 +13,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from invirtibuilder import __version__
-from invirtibuilder.cli.command import Command
-from invirtibuilder.errors import Exit, Fault, Refused
+from invirtibuilder.cli.subcommand import Command
+from invirtibuilder.errors import Exit, Fault, MachineFault, Refused
 
 COMMANDS = {
     "init": "init.Init",
@@ -48,6 +49,12 @@ COMMANDS = {
 wait for what the daemon needs, nor need it."""
 
 
+def installed(name: str) -> bool:
+    """Whether a subcommand is here: the client's package has `remote` only."""
+    module = COMMANDS[name].partition(".")[0]
+    return importlib.util.find_spec(f"invirtibuilder.cli.{module}") is not None
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with our exit code for usage."""
 
@@ -57,8 +64,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def command(name: str) -> type[Command]:
-    """The class of a subcommand."""
+    """The class of a subcommand. Raises MachineFault where only the client is installed."""
     module, _, kind = COMMANDS[name].partition(".")
+    if not installed(name):
+        raise MachineFault(
+            f"`{name}` is not installed here",
+            hint="apt-get install invirtibuilder; invirtibuilder-client has `remote` only",
+            code="not-installed",
+        )
     found: type[Command] = getattr(importlib.import_module(f"invirtibuilder.cli.{module}"), kind)
     return found
 
@@ -73,7 +86,7 @@ def make_parser(*names: str) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _common(parser, top=True)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in names or COMMANDS:
+    for name in names or filter(installed, COMMANDS):
         made = command(name)()
         sub = subparsers.add_parser(name, help=made.description, description=made.description)
         made.add_arguments(sub)
@@ -125,8 +138,9 @@ def _common(parser: argparse.ArgumentParser, *, top: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit codes are those of `errors.Exit`."""
-    args = make_parser(*_called(argv)).parse_args(argv)
+    args = argparse.Namespace(json=False)
     try:
+        args = make_parser(*_called(argv)).parse_args(argv)
         return int(args.run(args))
     except Fault as fault:
         show_fault(fault, as_json=args.json)

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from invirtibuilder import model
 from invirtibuilder.cli.arguments import add_promotion, add_rollback
-from invirtibuilder.cli.command import Command, say
-from invirtibuilder.cli.follow import EXITS
+from invirtibuilder.cli.subcommand import EXITS, Command, say
 from invirtibuilder.errors import Exit, MachineFault, Malformed, Reason, Refused, Unavailable
 from invirtibuilder.run import Done, run
 from invirtibuilder.states import State

@@ -1,0 +1,52 @@
+"""What a subcommand is, and what all of them share: also `remote`, which may be here alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from invirtibuilder.errors import Exit
+from invirtibuilder.states import State
+
+EXITS = {
+    State.PUBLISHED: Exit.OK,
+    State.DONE: Exit.OK,
+    State.REFUSED: Exit.REFUSED,
+    State.FAILED: Exit.FAILED,
+    State.CANCELLED: Exit.CANCELLED,
+}
+"""What a command that has followed a job ends with."""
+
+
+class Command:
+    """A subcommand: its words, its arguments and what it does."""
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare arguments and options."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; returns an exit code. Raises Fault."""
+        raise NotImplementedError
+
+
+def say(text: str) -> None:
+    """A line for a person, beside the data on standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(args: argparse.Namespace, value: Any, text: str) -> None:
+    """Print data: JSON with --json, else the text."""
+    print(json.dumps(value, indent=1, sort_keys=True) if args.json else text, flush=True)
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns of text, as wide as needed."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
