@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder import debchanges, files, hosting, model
+from invirtibuilder.apt.exchange import Exchange
 from invirtibuilder.errors import Fault
 from invirtibuilder.fsck import content, indices
 from invirtibuilder.fsck.findings import Memory
@@ -319,9 +320,12 @@ def _published_anew(
 def _filled(
     context: Context, pocket: Pocket, state: content.State, archive: Archive, lock_fd: int
 ) -> None:
+    sources = {package: record["binaries"] for package, record in state.records.items()}
+    exchange = Exchange(archive.reprepro, sources, lock_fd=lock_fd)
     with tempfile.TemporaryDirectory(prefix=".rebuild.", dir=context.site.jobs) as name:
         for package, record in sorted(state.records.items()):
             upload = uploads.kept_upload(context, pocket, record)
             date = datetime.fromisoformat(str(record["published"]))
             changes = uploads.gathered(upload, Path(name, package), pocket.codename, date)
-            archive.reprepro.include(changes, package, upload.version, lock_fd=lock_fd)
+            exchange.add(changes, package, upload.version)
+        exchange.prove()

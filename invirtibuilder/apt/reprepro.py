@@ -7,16 +7,15 @@ is looked up afterwards. Nothing here is seen by clients; `publications` makes t
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from debian.deb822 import Changes, Deb822
+from debian.deb822 import Deb822
 
 from invirtibuilder import files, model
-from invirtibuilder.errors import ConfigFault, MachineFault, Malformed, PackageFault
+from invirtibuilder.errors import ConfigFault, MachineFault, PackageFault
 from invirtibuilder.run import Done, ProcessFault, run
 
 FILE_LIMIT = 16 << 30
@@ -24,8 +23,6 @@ FILE_LIMIT = 16 << 30
 
 TIMEOUT = 1800.0
 """Seconds for one call: on a torn database reprepro may loop for ever."""
-
-CHANGES_LIMIT = 4 << 20
 
 # reprepro's RET_ERROR, checksum and missing file; other codes are errno, locks, configuration.
 PACKAGE_CODES = frozenset({249, 254, 255})
@@ -207,50 +204,9 @@ class Reprepro:
 
     # What a transaction does.
 
-    def include(
-        self,
-        changes: Path,
-        source: str,
-        version: str,
-        *,
-        lock_fd: int,
-        downgrade: bool = False,
-        take_over: Collection[str] = (),
-    ) -> None:
-        """Add the source and binaries of a .changes, and prove that they are in.
-
-        With `downgrade` everything of that source is removed first, so that its versions may
-        go backwards. A binary package that another source has is refused unless its name is in
-        `take_over`. Afterwards each file is listed and in the pool with its SHA-256, and synced.
-        Raises PackageFault with reprepro's reason, or MachineFault; then restore.
-        """
-        if not self.is_open():
-            raise MachineFault(f"{self.root.name}: no archive transaction is open")
-        wanted = read_changes(changes, source, version)
-        before = self._involved(wanted, source, lock_fd)
-        self._refuse_clash(before, wanted, source, take_over)
-        if downgrade and any(e.source == source for e in before):
-            self._call("removesrc", self.codename, source, lock_fd=lock_fd)
-        done = self._call("include", self.codename, str(changes), lock_fd=lock_fd)
-        listed = self._of_source(source, lock_fd)
-        for path in sorted(set(self._proved(wanted, listed, version, done))):
-            files.sync_file(path)
-        self._sync_pool({self.root / e.filename for e in listed})
-
-    def remove(self, source: str, *, lock_fd: int) -> None:
-        """Take a source and all its binaries out, and prove that they are; its files stay.
-
-        Raises MachineFault; then restore.
-        """
-        if not self.is_open():
-            raise MachineFault(f"{self.root.name}: no archive transaction is open")
-        self._call("removesrc", self.codename, source, lock_fd=lock_fd)
-        if self._of_source(source, lock_fd):
-            raise MachineFault(f"{self.root.name}: reprepro did not remove {source}")
-
     def references(self, *, lock_fd: int) -> set[str]:
         """The pool's files that the present content has."""
-        lines = self._call("dumpreferences", lock_fd=lock_fd).text.splitlines()
+        lines = self.call("dumpreferences", lock_fd=lock_fd).text.splitlines()
         return {line.rpartition(" ")[2] for line in lines}
 
     def forget(self, files_: Sequence[str], *, lock_fd: int) -> None:
@@ -263,10 +219,10 @@ class Reprepro:
             raise MachineFault(f"{self.root.name}: no archive transaction is open")
         if wanted := self.references(lock_fd=lock_fd) & set(files_):
             raise MachineFault(f"{self.root.name}: {sorted(wanted)[0]} is in use")
-        known = set(self._call("dumpunreferenced", lock_fd=lock_fd).text.splitlines())
+        known = set(self.call("dumpunreferenced", lock_fd=lock_fd).text.splitlines())
         there = [file for file in files_ if file in known]
         for start in range(0, len(there), 200):
-            self._call("_forget", *there[start : start + 200], lock_fd=lock_fd)
+            self.call("_forget", *there[start : start + 200], lock_fd=lock_fd)
 
     def export(self, *, lock_fd: int) -> None:
         """Write the indices of the present content to private/dists, and sync the database.
@@ -274,7 +230,7 @@ class Reprepro:
         In a transaction, as it writes to the database's caches. `restore` removes what it wrote,
         so a publication after that needs an export first.
         """
-        self._call("export", self.codename, lock_fd=lock_fd)
+        self.call("export", self.codename, lock_fd=lock_fd)
         if not (self.private / "dists" / self.codename / "Release").is_file():
             raise MachineFault(f"{self.root.name}: reprepro exported nothing")
         files.sync_tree(self._db)
@@ -285,18 +241,8 @@ class Reprepro:
         Only that which fits the formula `where` (reprepro(1), listfilter), if there is one.
         """
         words = ("listfilter", self.codename, where) if where else ("list", self.codename)
-        done = self._call(*words, lock_fd=lock_fd)
+        done = self.call(*words, lock_fd=lock_fd)
         return [self._entry(line) for line in done.text.splitlines()]
-
-    def _of_source(self, source: str, lock_fd: int) -> list[Entry]:
-        return self.listing(lock_fd=lock_fd, where=f"$Source (== {model.package_name(source)})")
-
-    def _involved(self, wanted: dict[str, str], source: str, lock_fd: int) -> list[Entry]:
-        """What there is of the source, and of the names of the binaries that are to come."""
-        names = {n.split("_")[0] for n in wanted if n.endswith((".deb", ".udeb"))}
-        formula = [f"$Source (== {model.package_name(source)})"]
-        formula += [f"Package (== {model.package_name(name)})" for name in sorted(names)]
-        return self.listing(lock_fd=lock_fd, where=" | ".join(formula))
 
     def _entry(self, line: str) -> Entry:
         fields = line.split("\t")
@@ -317,73 +263,8 @@ class Reprepro:
             sha256=sha256,
         )
 
-    def _refuse_clash(
-        self,
-        before: Sequence[Entry],
-        wanted: dict[str, str],
-        source: str,
-        take_over: Collection[str],
-    ) -> None:
-        names = {n.split("_")[0] for n in wanted if n.endswith(".deb")} - set(take_over)
-        clashes = {
-            f"{e.package} belongs to {e.source} {e.source_version}"
-            for e in before
-            if e.architecture != "source" and e.package in names and e.source != source
-        }
-        if clashes:
-            raise PackageFault(
-                "binary packages of another source: " + "; ".join(sorted(clashes)),
-                hint="rename the binary package, or allow the takeover",
-                code="binary-clash",
-            )
-
-    def _proved(
-        self, wanted: dict[str, str], listed: Sequence[Entry], version: str, done: Done
-    ) -> Iterator[Path]:
-        """The pool's file for each wanted name; raises when one is not listed or differs."""
-        entries = [e for e in listed if e.source_version == version]
-        sources = [e.filename.rpartition("/")[0] for e in entries if e.architecture == "source"]
-        for name, sha256 in wanted.items():
-            if name.endswith((".deb", ".udeb")):
-                architecture = name.rpartition(".")[0].rpartition("_")[2]
-                indices = self.architectures if architecture == "all" else (architecture,)
-                paths = [
-                    self._listed(entries, name, index, sha256, done).filename for index in indices
-                ]
-            elif name.endswith(".dsc"):
-                paths = [self._listed(entries, name, "source", "", done).filename]
-            else:
-                paths = [f"{folder}/{name}" for folder in sources] or [""]
-            for path in paths:
-                yield self._in_pool(path, name, sha256, done)
-
-    def _listed(
-        self, entries: Sequence[Entry], name: str, index: str, sha256: str, done: Done
-    ) -> Entry:
-        for entry in entries:
-            if entry.filename.endswith(f"/{name}") and entry.architecture == index:
-                if entry.sha256 == sha256:
-                    return entry
-                raise _refusal(done, f"{name} is listed with other content")
-        raise _refusal(done, f"{name} was not taken into {self.codename} ({index})")
-
-    def _in_pool(self, path: str, name: str, sha256: str, done: Done) -> Path:
-        file = self.root / path
-        if not path or not file.is_file():
-            raise _refusal(done, f"{name} did not come into the pool")
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != sha256:
-            raise MachineFault(f"{path} in the pool has SHA-256 {found}, not {sha256}")
-        return file
-
-    def _sync_pool(self, paths: Collection[Path]) -> None:
-        folders = {parent for path in paths for parent in path.parents}
-        for folder in folders:
-            if folder == self.root or self.root in folder.parents:
-                files.sync_directory(folder)
-
-    def _call(self, action: str, *args: str, lock_fd: int) -> Done:
+    def call(self, action: str, *args: str, lock_fd: int) -> Done:
+        """One call of reprepro. Raises PackageFault (a .changes is refused) or MachineFault."""
         argv = [
             "reprepro",
             f"--basedir={self.private}",
@@ -410,31 +291,11 @@ class Reprepro:
             # It names a file by its full path below `root` only when it cannot read that.
             ours = any(word in done.err for word in (*MACHINE_WORDS, f"{self.root}/".encode()))
             if action == "include" and done.code in PACKAGE_CODES and not ours:
-                raise _refusal(done, "reprepro refuses it") from fault
+                raise refusal(done, "reprepro refuses it") from fault
             raise MachineFault(f"reprepro failed: {fault}", code="reprepro-failed") from fault
 
 
-def read_changes(path: Path, source: str, version: str) -> dict[str, str]:
-    """File names and SHA-256 of a .changes for that source and version, .buildinfo left out.
-
-    Raises Malformed for any other, for names that are no plain file names and for none at all.
-    """
-    changes = Changes(files.read_capped(path, limit=CHANGES_LIMIT))
-    if (changes.get("Source"), changes.get("Version")) != (source, version):
-        raise Malformed(f"{path.name}: not the .changes of {source} {version}")
-    wanted = {
-        model.matching(model.FILE_NAME, item["name"], "file name"): model.matching(
-            model.SHA256, item["sha256"], "SHA-256"
-        )
-        for item in changes.get("Checksums-Sha256", [])
-        if not item["name"].endswith(".buildinfo")
-    }
-    if not wanted:
-        raise Malformed(f"{path.name}: lists no files")
-    return wanted
-
-
-def _refusal(done: Done, what: str) -> PackageFault:
+def refusal(done: Done, what: str) -> PackageFault:
     """A fault with what reprepro said about a .changes, without warnings and our directories."""
     text = done.err.decode("utf-8", "replace").replace(f"{Path(done.argv[-1]).parent}/", "")
     lines = (model.printable(line) for line in text.splitlines())

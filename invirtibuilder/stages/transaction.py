@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from invirtibuilder import files, model
+from invirtibuilder.apt.exchange import Exchange
 from invirtibuilder.errors import Fault
 from invirtibuilder.jobs import Job
 from invirtibuilder.settings import Pocket
@@ -230,24 +231,28 @@ def _fill(session: _Session, together: Sequence[Ready], date: datetime) -> None:
     """reprepro's part: all that comes and goes, and one export, on a saved database."""
     reprepro, lock_fd = session.archive.reprepro, session.lock_fd
     reprepro.begin()
+    exchange = Exchange(
+        reprepro,
+        {
+            change.package: change.upload.packages if change.upload else ()
+            for ready in together
+            for change in ready.changes
+        },
+        lock_fd=lock_fd,
+    )
     for ready in together:
         with _blamed(ready):
             folder = ready.job.directory / "upload"
-            for change in ready.changes:
-                if change.upload is None:
-                    reprepro.remove(change.package, lock_fd=lock_fd)
-                    continue
+            for one in filter(None, (change.upload for change in ready.changes)):
                 files.remove_tree(folder)
-                reprepro.include(
-                    uploads.gathered(change.upload, folder, session.pocket.codename, date),
-                    change.package,
-                    change.upload.version,
-                    lock_fd=lock_fd,
-                    # Everything of the source is replaced: no binary stays that it has no more.
-                    downgrade=True,
-                    take_over=change.upload.packages if session.pocket.allow_takeover else (),
+                exchange.add(
+                    uploads.gathered(one, folder, session.pocket.codename, date),
+                    one.package,
+                    one.version,
+                    take_over=one.packages if session.pocket.allow_takeover else (),
                 )
             files.remove_tree(folder)
+    exchange.prove()
     reprepro.export(lock_fd=lock_fd)
 
 

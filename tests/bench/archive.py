@@ -142,8 +142,7 @@ class Ours:
         number = (self.publications.current() or 0) + 1
         with files.locked(self.archive.lock, inheritable=True) as fd:
             self.archive.begin()
-            for name, version, changes in uploads:
-                self.archive.include(changes, name, version, lock_fd=fd)
+            debs.exchange(self.archive, *(changes for _, _, changes in uploads), lock_fd=fd)
             self.archive.export(lock_fd=fd)
             date = self.publications.next_date(self._now)
             self.publications.stage(number, date=date, valid_for=None, sign=self._key.sign)

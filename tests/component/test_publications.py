@@ -46,7 +46,7 @@ class Pocket:
         changes = debs.upload(self.work / version, "foo", version)
         with files.locked(self.archive.lock, inheritable=True) as fd:
             self.archive.begin()
-            self.archive.include(changes, "foo", version, lock_fd=fd)
+            debs.exchange(self.archive, changes, lock_fd=fd)
             self.archive.export(lock_fd=fd)
             if commit:
                 self.archive.commit()
@@ -230,7 +230,7 @@ def test_rollback_is_a_new_publication(pocket: Pocket, web: Server, tmp_path: Pa
     changes = debs.upload(pocket.work / "old", "foo", "1.0")
     with files.locked(pocket.archive.lock, inheritable=True) as fd:
         pocket.archive.begin()
-        pocket.archive.include(changes, "foo", "1.0", lock_fd=fd, downgrade=True)
+        debs.exchange(pocket.archive, changes, lock_fd=fd)
         pocket.archive.export(lock_fd=fd)
         pocket.archive.commit()
     pocket.stage(2)

@@ -8,7 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 
 from invirtibuilder import files
 from invirtibuilder.apt import reprepro
+from invirtibuilder.apt.exchange import MANY, Exchange
 from invirtibuilder.apt.reprepro import Reprepro
 from invirtibuilder.errors import ConfigFault, Fault, MachineFault, Malformed, PackageFault
 from tests.support import debs
@@ -44,22 +45,18 @@ def lock(archive: Reprepro) -> Iterator[int]:
         yield fd
 
 
-def include(
-    archive: Reprepro, changes: Path, lock: int, *, downgrade: bool = False, **more: set[str]
-) -> None:
+def include(archive: Reprepro, changes: Path, lock: int, **more: set[str]) -> None:
     """A whole transaction for one .changes, restored when it fails."""
-    source, version = changes.stem.split("_")
-    epoch = next(ln for ln in changes.read_text().splitlines() if ln.startswith("Version: "))
+    include_all(archive, [changes], lock, **more)
+
+
+def include_all(
+    archive: Reprepro, uploads: Sequence[Path], lock: int, **more: Collection[str]
+) -> None:
+    """A whole transaction for several, restored when it fails."""
     archive.begin()
     try:
-        archive.include(
-            changes,
-            source,
-            epoch.removeprefix("Version: ") or version,
-            lock_fd=lock,
-            downgrade=downgrade,
-            **more,
-        )
+        debs.exchange(archive, *uploads, lock_fd=lock, **more)
     except Fault:
         archive.restore()
         raise
@@ -131,33 +128,31 @@ def test_include_again_is_no_error(archive: Reprepro, lock: int, tmp_path: Path)
     include(archive, changes, lock)
     before = listed(archive, lock)
     include(archive, changes, lock)
-    include(archive, changes, lock, downgrade=True)
     assert listed(archive, lock) == before
 
 
 def test_lower_version_is_detected_though_reprepro_returns_0(
     archive: Reprepro, lock: int, tmp_path: Path
 ) -> None:
+    """Of a binary package that changes its source: its own source's are out before."""
     include(archive, debs.upload(tmp_path / "new", "foo", "2.0"), lock)
     before = listed(archive, lock)
-    old = debs.upload(tmp_path / "old", "foo", "1.0")
+    old = debs.upload(tmp_path / "old", "bar", "1.0", binaries=[Binary(name="foo")])
 
     with pytest.raises(PackageFault, match="Skipping inclusion") as refused:
-        include(archive, old, lock)
+        include(archive, old, lock, take_over={"foo"})
 
     assert refused.value.code == "reprepro-refused"
     assert str(tmp_path / "archive") not in str(refused.value)
     assert listed(archive, lock) == before
 
 
-def test_downgrade_replaces_everything_of_the_source(
-    archive: Reprepro, lock: int, tmp_path: Path
-) -> None:
+def test_everything_of_the_source_is_replaced(archive: Reprepro, lock: int, tmp_path: Path) -> None:
     both = [Binary(name="foo"), Binary(name="foo-extra")]
     include(archive, debs.upload(tmp_path / "new", "foo", "2.0", binaries=both), lock)
     include(archive, debs.upload(tmp_path / "other", "bar", "5"), lock)
 
-    include(archive, debs.upload(tmp_path / "old", "foo", "1.0"), lock, downgrade=True)
+    include(archive, debs.upload(tmp_path / "old", "foo", "1.0"), lock)
 
     foo = {entry for entry in listed(archive, lock) if entry[0].startswith("foo")}
     assert foo == {("foo", "1.0", a) for a in ("source", "amd64", "arm64")}
@@ -166,16 +161,15 @@ def test_downgrade_replaces_everything_of_the_source(
     assert (archive.root / "pool/main/f/foo/foo_2.0_all.deb").is_file()
 
 
-@pytest.mark.parametrize("downgrade", [False, True])
 def test_same_version_with_other_bytes_is_refused_whole(
-    archive: Reprepro, lock: int, tmp_path: Path, downgrade: bool
+    archive: Reprepro, lock: int, tmp_path: Path
 ) -> None:
     include(archive, debs.upload(tmp_path / "one", "foo", "1.0"), lock)
     before, pool = listed(archive, lock), digests(archive.root / "pool/main/f/foo")
     other = debs.upload(tmp_path / "two", "foo", "1.0", content="other")
 
     with pytest.raises(PackageFault, match="different checksums") as refused:
-        include(archive, other, lock, downgrade=downgrade)
+        include(archive, other, lock)
 
     assert refused.value.hint
     assert listed(archive, lock) == before
@@ -200,6 +194,58 @@ def test_binary_of_another_source_is_refused(archive: Reprepro, lock: int, tmp_p
 
     include(archive, thief, lock, take_over={"foo"})
     assert ("foo", "2.0", "amd64") in listed(archive, lock)
+
+
+def test_several_come_and_go_together(archive: Reprepro, lock: int, tmp_path: Path) -> None:
+    first = [debs.upload(tmp_path / name, name, "1.0") for name in ("foo", "bar", "old")]
+    include_all(archive, first, lock)
+    second = [
+        debs.upload(tmp_path / "2" / name, name, "2.0", binaries=[Binary(name=f"{name}-tools")])
+        for name in ("foo", "new")
+    ]
+    include_all(archive, second, lock, gone=["old", "never-there"])
+    sources = {entry[:2] for entry in listed(archive, lock) if entry[2] == "source"}
+    assert sources == {("foo", "2.0"), ("bar", "1.0"), ("new", "2.0")}
+    names = {entry[0] for entry in listed(archive, lock) if entry[2] == "amd64"}
+    assert names == {"foo-tools", "bar", "new-tools"}
+
+
+def test_of_two_that_bring_one_binary_the_second_is_refused(
+    archive: Reprepro, lock: int, tmp_path: Path
+) -> None:
+    both = [
+        debs.upload(tmp_path / name, name, "1.0", binaries=[Binary(name="common")])
+        for name in ("one", "two")
+    ]
+    with pytest.raises(PackageFault, match=r"common belongs to one 1\.0"):
+        include_all(archive, both, lock)
+    assert listed(archive, lock) == set()
+
+
+def test_a_binary_moves_on_to_another_source_in_order(
+    archive: Reprepro, lock: int, tmp_path: Path
+) -> None:
+    """The source that had it comes first and has it no more; the other way round it is refused."""
+    include(
+        archive, debs.upload(tmp_path / "1", "foo", "1.0", binaries=[Binary(name="both")]), lock
+    )
+    left = debs.upload(tmp_path / "2", "foo", "2.0")
+    joined = debs.upload(tmp_path / "3", "bar", "2.0", binaries=[Binary(name="both")])
+    with pytest.raises(PackageFault, match=r"both belongs to foo 1\.0"):
+        include_all(archive, [joined, left], lock)
+    include_all(archive, [left, joined], lock)
+    entries = {(e.package, e.source) for e in archive.listing(lock_fd=lock)}
+    assert {("both", "bar"), ("foo", "foo")} <= entries
+
+
+def test_many_at_once(archive: Reprepro, lock: int, tmp_path: Path) -> None:
+    """More names than one formula has."""
+    names = [f"p{number}" for number in range(MANY // 2)]
+    include_all(archive, [debs.upload(tmp_path / n, n, "1.0") for n in names[:3]], lock)
+    include(archive, debs.upload(tmp_path / "other", "other", "1.0"), lock)
+    include(archive, debs.upload(tmp_path / "2", "p1", "2.0"), lock, gone=set(names) - {"p1"})
+    sources = {entry[:2] for entry in listed(archive, lock) if entry[2] == "source"}
+    assert sources == {("p1", "2.0"), ("other", "1.0")}
 
 
 def test_foreign_distribution_is_refused(archive: Reprepro, lock: int, tmp_path: Path) -> None:
@@ -237,13 +283,16 @@ def test_corrupt_deb_is_refused(archive: Reprepro, lock: int, tmp_path: Path) ->
 def test_changes_must_be_of_the_job(archive: Reprepro, lock: int, tmp_path: Path) -> None:
     changes = debs.upload(tmp_path / "in", "foo", "1.0")
     archive.begin()
-    with pytest.raises(Malformed):
-        archive.include(changes, "foo", "1.1", lock_fd=lock)
-    with pytest.raises(Malformed):
-        archive.include(changes, "bar", "1.0", lock_fd=lock)
+    exchange = Exchange(archive, {"foo": ["foo"], "bar": []}, lock_fd=lock)
+    with pytest.raises(Malformed, match=r"not the \.changes of foo 1\.1"):
+        exchange.add(changes, "foo", "1.1")
+    with pytest.raises(Malformed, match=r"not the \.changes of bar 1\.0"):
+        exchange.add(changes, "bar", "1.0")
+    with pytest.raises(Malformed, match="was not to be exchanged"):
+        exchange.add(changes, "other", "1.0")
     changes.write_text(changes.read_text().replace(" foo_1.0_all.deb", " ../foo_1.0_all.deb"))
-    with pytest.raises(Malformed):
-        archive.include(changes, "foo", "1.0", lock_fd=lock)
+    with pytest.raises(Malformed, match="file name"):
+        exchange.add(changes, "foo", "1.0")
 
 
 def test_changed_pool_file_is_our_fault(archive: Reprepro, lock: int, tmp_path: Path) -> None:
@@ -260,7 +309,7 @@ def test_changed_pool_file_is_our_fault(archive: Reprepro, lock: int, tmp_path: 
 
 def test_no_write_without_a_transaction(archive: Reprepro, lock: int, tmp_path: Path) -> None:
     with pytest.raises(MachineFault):
-        archive.include(debs.upload(tmp_path, "foo", "1.0"), "foo", "1.0", lock_fd=lock)
+        debs.exchange(archive, debs.upload(tmp_path, "foo", "1.0"), lock_fd=lock)
     archive.begin()
     with pytest.raises(MachineFault):
         archive.begin()
@@ -275,7 +324,7 @@ def test_restore_undoes_and_is_safe_at_any_moment(
 
     def crashed() -> None:
         archive.begin()
-        archive.include(changes, "foo", "2.0", lock_fd=lock)
+        debs.exchange(archive, changes, lock_fd=lock)
         archive.export(lock_fd=lock)
         (archive.private / "db" / "lockfile").touch()
 
@@ -308,7 +357,7 @@ def test_export_after_restore_names_the_old_content(
 ) -> None:
     include(archive, debs.upload(tmp_path / "one", "foo", "1.0"), lock)
     archive.begin()
-    archive.include(debs.upload(tmp_path / "two", "foo", "2.0"), "foo", "2.0", lock_fd=lock)
+    debs.exchange(archive, debs.upload(tmp_path / "two", "foo", "2.0"), lock_fd=lock)
     archive.export(lock_fd=lock)
     archive.restore()
     archive.export(lock_fd=lock)
@@ -379,9 +428,8 @@ def test_killed_include_is_undone_and_repeated(
             tmp_path / f"{number}", f"old{number}", "1.0", binaries=binaries[: 1 + number % 4]
         )
     archive.begin()
-    for number in range(30):
-        changes = tmp_path / f"{number}" / f"old{number}_1.0.changes"
-        archive.include(changes, f"old{number}", "1.0", lock_fd=lock)
+    uploads = [tmp_path / f"{n}" / f"old{n}_1.0.changes" for n in range(30)]
+    debs.exchange(archive, *uploads, lock_fd=lock)
     archive.commit()
     locks: list[bool] = []
     killed = 0
@@ -393,7 +441,7 @@ def test_killed_include_is_undone_and_repeated(
         archive.begin()
         with killer(archive, 0.01 * step) as seen:
             try:
-                archive.include(changes, "foo", f"{step}.0", lock_fd=lock)
+                debs.exchange(archive, changes, lock_fd=lock)
             except MachineFault as fault:
                 assert "exit code -9" in str(fault)
                 killed += 1
@@ -413,7 +461,7 @@ def test_call_that_does_not_end_is_stopped(archive: Reprepro, lock: int, tmp_pat
     archive.begin()
     hasty = replace(archive, timeout=0.0)
     with pytest.raises(MachineFault):
-        hasty.include(changes, "foo", "1.0", lock_fd=lock)
+        debs.exchange(hasty, changes, lock_fd=lock)
     archive.restore()
     include(archive, changes, lock)
 
@@ -425,7 +473,7 @@ def test_file_limit_stops_a_runaway(
     archive.begin()
     monkeypatch.setattr(reprepro, "FILE_LIMIT", 4096)
     with pytest.raises(MachineFault):
-        archive.include(changes, "foo", "1.0", lock_fd=lock)
+        debs.exchange(archive, changes, lock_fd=lock)
     monkeypatch.undo()
     archive.restore()
     include(archive, changes, lock)

@@ -133,7 +133,7 @@ def test_files_that_nobody_knows_go_and_a_version_may_come_again(line: Line) -> 
     with line.context.archive(line.site.pockets["staging"]).reprepro.lock.open() as lock:
         reprepro = line.context.archive(line.site.pockets["staging"]).reprepro
         assert "alpha_1.0" not in str(reprepro.references(lock_fd=lock.fileno()))
-        listed = reprepro._call("dumpunreferenced", lock_fd=lock.fileno()).text
+        listed = reprepro.call("dumpunreferenced", lock_fd=lock.fileno()).text
         assert listed == ""
 
 

@@ -48,7 +48,7 @@ EXCEPTIONS = {
 # Few modules know a foreign library; none of ours is in the list of the door programs.
 FOREIGN = {
     "yaml": {"yamlread", "config"},
-    "debian": {"apt.packages", "apt.publications", "apt.reprepro", "debsource"},
+    "debian": {"apt.exchange", "apt.packages", "apt.publications", "apt.reprepro", "debsource"},
     "inotify_simple": {"daemon"},
     "seccomp": {"sandbox.kernel", "sandbox.seccomp_filter"},
     "gssapi": {"remctl"},

@@ -8,11 +8,15 @@ import io
 import lzma
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from debian.deb822 import Deb822
+
 from invirtibuilder.apt import signer
+from invirtibuilder.apt.exchange import Exchange
+from invirtibuilder.apt.reprepro import Reprepro
 from invirtibuilder.model import without_epoch
 from invirtibuilder.run import run
 
@@ -131,3 +135,19 @@ def _tarball(folder: Path, source: str, version: str, content: str) -> Path:
     path = folder / f"{source}_{without_epoch(version)}.tar.xz"
     path.write_bytes(lzma.compress(raw.getvalue()))
     return path
+
+
+def exchange(
+    archive: Reprepro,
+    *uploads: Path,
+    lock_fd: int,
+    gone: Collection[str] = (),
+    take_over: Collection[str] = (),
+) -> None:
+    """What the line does with these .changes in an open transaction, and with what is to go."""
+    told = [Deb822(path.read_text()) for path in uploads]
+    coming = {each["Source"]: each["Binary"].split() for each in told}
+    done = Exchange(archive, {**dict.fromkeys(gone, ()), **coming}, lock_fd=lock_fd)
+    for path, each in zip(uploads, told, strict=True):
+        done.add(path, each["Source"], each["Version"], take_over=take_over)
+    done.prove()

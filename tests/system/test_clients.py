@@ -108,7 +108,7 @@ def test_no_client_fails_while_publications_come(key: Signer, tmp_path: Path) ->
         changes = upload(tmp_path / "in", number)
         with files.locked(archive.lock, inheritable=True) as fd:
             archive.begin()
-            archive.include(changes, "foo", str(number), lock_fd=fd)
+            debs.exchange(archive, changes, lock_fd=fd)
             archive.export(lock_fd=fd)
             date = publications.next_date(start)
             publications.stage(number, date=date, valid_for=None, sign=key.sign)
