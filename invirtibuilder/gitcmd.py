@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -146,30 +146,56 @@ def types(
 KINDS = ("commit", "tag", "tree", "blob")
 
 
+Move = tuple[str | None, str | None]
+"""Where a ref is and where it is to be; None: no ref."""
+
+
 def set_ref(repository: Path, name: str, new: str | None, old: str | None) -> None:
     """Move a ref from `old` to `new` (None: no ref), or find it moved already; then sync.
 
     Raises RefMoved when the ref is at neither.
     """
-    ref_name(name)
-    if new == old:
-        raise ValueError("a move to where it is")
-    for oid in (new, old):
-        if oid is not None:
+    set_refs(repository, {name: (old, new)})
+
+
+def set_refs(repository: Path, moves: Mapping[str, Move]) -> None:
+    """Move refs, as one where none has been moved yet; then sync.
+
+    Raises RefMoved when one is neither where it was nor where it is to be.
+    """
+    for name, move in moves.items():
+        ref_name(name)
+        if move[0] == move[1]:
+            raise ValueError("a move to where it is")
+        for oid in filter(None, move):
             model.commit_id(oid)
-    command = f"update {name} {new} {old or MISSING}\n" if new else f"delete {name} {old}\n"
+    todo = dict(moves)
     for left in reversed(range(TRIES)):
-        done = git(repository, "update-ref", "--stdin", stdin=command.encode(), check=not left)
+        if not todo:
+            break
+        commands = "".join(_command(name, *move) for name, move in todo.items())
+        done = git(repository, "update-ref", "--stdin", stdin=commands.encode(), check=not left)
         if done.code == 0:
             break
-        found = read_ref(repository, name)
-        if found not in (old, new):
-            raise RefMoved(f"{name} is at {found or 'nothing'}, not at {old or 'nothing'}")
-        if found == new:
-            break
-        # Others move refs here at the same time, and one lock is the whole repository's.
-        _unlock(repository, name)
-    sync_ref(repository, name)
+        todo = _still_to_move(repository, todo)
+        for name in todo:
+            # Others move refs here at the same time, and one lock is the whole repository's.
+            _unlock(repository, name)
+    sync_refs(repository, moves)
+
+
+def _command(name: str, old: str | None, new: str | None) -> str:
+    return f"update {name} {new} {old or MISSING}\n" if new else f"delete {name} {old}\n"
+
+
+def _still_to_move(repository: Path, moves: Mapping[str, Move]) -> dict[str, Move]:
+    """Those that are where they were. Raises RefMoved for one that is at neither."""
+    found = read_refs(repository, *moves)
+    for name, move in moves.items():
+        if found.get(name) not in move:
+            old = move[0] or "nothing"
+            raise RefMoved(f"{name} is at {found.get(name) or 'nothing'}, not at {old}")
+    return {name: move for name, move in moves.items() if found.get(name) == move[0]}
 
 
 def _unlock(repository: Path, name: str) -> None:
@@ -195,15 +221,13 @@ def _gone(lock: Path) -> bool:
         return False
 
 
-def sync_ref(repository: Path, name: str) -> None:
-    """Make the name of a ref survive a power cut; git syncs only its content."""
-    folder = repository.joinpath(*name.split("/")).parent
-    while True:
+def sync_refs(repository: Path, names: Iterable[str]) -> None:
+    """Make the names of refs survive a power cut; git syncs only their content."""
+    folders = {folder for name in names for folder in repository.joinpath(name).parents}
+    inner = [folder for folder in folders if folder.is_relative_to(repository)]
+    for folder in sorted(inner, reverse=True):
         if folder.is_dir():
             files.sync_directory(folder)
-        if folder == repository:
-            return
-        folder = folder.parent
 
 
 def maintain(repository: Path, *, loose: int = 4000, timeout: float = 3600) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,9 @@ from invirtibuilder.run import ProcessFault
 
 KEPT = "refs/invirtibuilder/"
 """Where our own refs are: fetched by anybody, pushed by nobody."""
+
+JOBS = f"{KEPT}jobs/"
+"""Where they are that hold a job's objects until it is over, below the job's id."""
 
 FORWARD = "branches that are here move only forward, and tags stay: push the others by themselves"
 FETCHED = ("From ", " * ", " = ", "   ", " t ")
@@ -191,9 +194,13 @@ class Repository:
         """
         gitcmd.set_ref(self.path, name, new, old)
 
-    def sync_ref(self, name: str) -> None:
-        """Make a ref that is there survive a power cut."""
-        gitcmd.sync_ref(self.path, name)
+    def set_refs(self, moves: Mapping[str, gitcmd.Move]) -> None:
+        """The same for several (name to old and new), as one where none has been moved yet."""
+        gitcmd.set_refs(self.path, moves)
+
+    def sync_refs(self, names: Iterable[str]) -> None:
+        """Make refs that are there survive a power cut."""
+        gitcmd.sync_refs(self.path, names)
 
     def keep(self, ref: str, object_id: str) -> None:
         """Hold an object by a ref of ours, from now on, whatever is pushed.
@@ -201,6 +208,17 @@ class Repository:
         Raises gitcmd.RefMoved when the ref holds something else already.
         """
         self.set_ref(_kept(ref), object_id, None)
+
+    def hold(self, below: str, objects: Mapping[str, str]) -> None:
+        """Hold exactly these objects by refs of ours, `below`/NAME each.
+
+        What else was held there is let go.
+        """
+        there = self.refs(f"{_kept(below)}/")
+        wanted = {_kept(f"{below}/{name}"): target for name, target in objects.items()}
+        names = [name for name in {**there, **wanted} if there.get(name) != wanted.get(name)]
+        self.set_refs({name: (there.get(name), wanted.get(name)) for name in names})
+        self.sync_refs(wanted)
 
     def unkeep(self, ref: str) -> None:
         """Let go of what a ref of ours holds; no error when it is gone."""

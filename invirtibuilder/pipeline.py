@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from invirtibuilder.errors import Blame, Cancelled, Fault, Reason, Refused
+from invirtibuilder.gitrepo import JOBS
 from invirtibuilder.jobs import Job
 from invirtibuilder.stages.admit import admit
 from invirtibuilder.stages.announce import announce
@@ -163,6 +164,4 @@ def _let_go(context: Context, job: Job) -> None:
     """Drop the refs that held the objects of a job that is over."""
     if not job.package or not context.site.package_repository(job.package).is_dir():
         return
-    repository = context.repository(job.package)
-    for name in repository.refs(f"refs/invirtibuilder/jobs/{job.id}/"):
-        repository.unkeep(name)
+    context.repository(job.package).hold(f"{JOBS}{job.id}", {})

@@ -13,12 +13,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from invirtibuilder import files, hosting, model
+from invirtibuilder.gitrepo import JOBS
 from invirtibuilder.jobs import Job
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Archive, Context, Wait
 from invirtibuilder.stages.transaction import settled
 
-REFS = "refs/invirtibuilder/jobs/"
 HEAVY = ("attempts", "source", "artifacts", "upload", "repository.bundle", "export-order.json")
 """What is large in a job's directory; the rest of it tells what happened, and stays."""
 
@@ -167,8 +167,8 @@ def _refs(context: Context, dry_run: bool) -> Iterator[Waste]:
     known = set(context.jobs.names())
     for package in hosting.package_names(context.site):
         repository = context.repository(package)
-        for ref in repository.refs(REFS):
-            job = ref.removeprefix(REFS).partition("/")[0]
+        for ref in repository.refs(JOBS):
+            job = ref.removeprefix(JOBS).partition("/")[0]
             if job in over or job not in known:
                 why = f"job {job} is over"
                 yield Waste(kind="ref", pocket="", name=f"{package}: {ref}", why=why, size=0)

@@ -13,6 +13,7 @@ from invirtibuilder.errors import Fault
 from invirtibuilder.fsck.content import State
 from invirtibuilder.fsck.findings import Finding
 from invirtibuilder.fsck.indices import MAX_RELEASE, listed_files, read_index
+from invirtibuilder.gitrepo import JOBS
 from invirtibuilder.jobs import Jobs
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Context
@@ -21,7 +22,6 @@ AGE = 24 * 3600.0
 """Seconds; what is younger may be in somebody's hands."""
 
 FORM = "%(refname)%00%(objectname)%00%(*objectname)%00%(contents:trailers:key=Job,valueonly)"
-JOBS = "refs/invirtibuilder/jobs/"
 TEMPORARY = (
     *("jobs/.*", "jobs/*/.*", "jobs/*/upload", "jobs/*/repository.bundle", "queue/tmp/*"),
     *("origs/.*", "run/.*.tmp", "events/*/.*.tmp", "archive/*/publications/.*"),

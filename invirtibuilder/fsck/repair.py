@@ -14,6 +14,7 @@ from invirtibuilder.fsck import indices
 from invirtibuilder.fsck.content import Record, State, kept, kept_artifact
 from invirtibuilder.fsck.findings import Finding, Memory
 from invirtibuilder.fsck.leftovers import path_of
+from invirtibuilder.gitrepo import JOBS
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Context
 
@@ -170,7 +171,7 @@ def _switch(bench: Workbench, _finding: Finding) -> str:
 
 def _leftover(bench: Workbench, finding: Finding) -> str:
     package, _, ref = finding.what.partition(" ")
-    if ref.startswith("refs/invirtibuilder/jobs/"):
+    if ref.startswith(JOBS):
         bench.context.repository(package).unkeep(ref)
     else:
         path = path_of(bench.context, finding)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from invirtibuilder.gitrepo import JOBS
 from invirtibuilder.jobs import Job
 from invirtibuilder.stages.assess import assess
 from invirtibuilder.stages.context import Context
@@ -27,10 +28,7 @@ def admit(context: Context, job: Job) -> dict[str, Any]:
     held = {"commit": admission.commit, "pristine-tar": admission.pristine_tar}
     if admission.upstream_tag:
         held["upstream-tag"] = admission.upstream_tag["object"]
-    for name, target in held.items():
-        if target:
-            # A run that was cut off may have kept another state of a branch.
-            repository.unkeep(f"refs/invirtibuilder/jobs/{job.id}/{name}")
-            repository.keep(f"refs/invirtibuilder/jobs/{job.id}/{name}", target)
+    # A run that was cut off may have kept another state of a branch.
+    repository.hold(f"{JOBS}{job.id}", {name: target for name, target in held.items() if target})
     job.note(version=admission.version, commit=admission.commit)
     return asdict(admission)

@@ -74,14 +74,15 @@ def _refs(context: Context, pocket: Pocket, change: Change, date: datetime) -> d
     record, commit = change.record, str(change.commit)
     site, repository = context.site, context.repository(change.package)
     version = str(record["version"])
+    there = repository.refs("refs/")
     kept = pocket.kept_ref(version)
     refs = {kept: commit}
     if not pocket.allow_backtracking:
         tag = pocket.tag(version)
-        there = repository.ref(f"refs/tags/{tag}")
-        if there:
+        made = there.get(f"refs/tags/{tag}")
+        if made:
             _tag_is_here(repository, tag, commit)
-        refs[f"refs/tags/{tag}"] = there or repository.tag_object(
+        refs[f"refs/tags/{tag}"] = made or repository.tag_object(
             tag,
             commit,
             f"{change.package} {version} in {pocket.name}\n\nJob: {change.job}\n",
@@ -91,7 +92,7 @@ def _refs(context: Context, pocket: Pocket, change: Change, date: datetime) -> d
         )
     for name, target in uploads.held(record).items():
         refs[f"{kept}-{name.lower()}"] = target
-    nothing_in_the_way(repository, refs)
+    nothing_in_the_way(repository, refs, there)
     return refs
 
 
@@ -103,12 +104,13 @@ def _tag_is_here(repository: Repository, tag: str, commit: str) -> None:
         raise Refused([Reason(code="tag-elsewhere", message=message, hint=hint)])
 
 
-def nothing_in_the_way(repository: Repository, refs: Mapping[str, str]) -> None:
-    """Each ref can be made once the publication stands. Raises Refused with every one that not.
+def nothing_in_the_way(
+    repository: Repository, refs: Mapping[str, str], there: Mapping[str, str]
+) -> None:
+    """Each ref can be made, of all that are `there`. Raises Refused with every one that not.
 
     Pushes cannot make such refs; imports, other pockets and earlier configurations can.
     """
-    there = repository.refs("refs/")
     reasons = []
     for name, target in refs.items():
         parts = name.split("/")
@@ -140,12 +142,15 @@ def _same_commit(repository: Repository, tag: str, target: str) -> bool:
     return here is not None and here == there
 
 
-def make_refs(repository: Repository, refs: Mapping[str, str]) -> None:
-    """Make what `written` gave, after the commit point; safe to repeat."""
-    there = repository.refs("refs/") if refs else {}
-    for name, target in refs.items():
-        found = there.get(name)
-        if found is None or (found != target and not _same_commit(repository, name, target)):
-            repository.set_ref(name, target, None)
-        else:
-            repository.sync_ref(name)
+def make_refs(repository: Repository, refs: Mapping[str, str], there: Mapping[str, str]) -> None:
+    """Make what `written` gave, after the commit point, with all refs that are `there`.
+
+    Safe to repeat.
+    """
+    right = [
+        name
+        for name, target in refs.items()
+        if name in there and (there[name] == target or _same_commit(repository, name, target))
+    ]
+    repository.set_refs({name: (None, refs[name]) for name in refs.keys() - set(right)})
+    repository.sync_refs(right)

@@ -20,6 +20,7 @@ from typing import Any
 from invirtibuilder import files, model
 from invirtibuilder.apt.exchange import Exchange
 from invirtibuilder.errors import Fault
+from invirtibuilder.gitrepo import JOBS, Repository
 from invirtibuilder.jobs import Job
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages import changes, uploads
@@ -186,24 +187,26 @@ def _transact(session: _Session, together: Sequence[Ready]) -> None:
         )
         with _repositories_locked(context, together):
             # Another pocket may have published the same version meanwhile.
+            there = {}
             for ready, units in zip(together, intent["jobs"], strict=True):
                 with _blamed(ready):
                     for change in units["changes"]:
-                        changes.nothing_in_the_way(
-                            context.repository(change["package"]), change["refs"]
-                        )
+                        repository = context.repository(change["package"])
+                        there[change["package"]] = seen = _refs(repository)
+                        changes.nothing_in_the_way(repository, change["refs"], seen)
                     for one in ready.changes:
                         uploads.keep_origs(context.site.origs, one.upload)
             context.superproject.move(pocket.branch, intent["commit"], intent["parent"])
-            for change in _changes(intent):
-                changes.make_refs(context.repository(change["package"]), change["refs"])
+            _make_refs(context, intent, there)
     except BaseException as error:
         if not context.superproject.contains(pocket.branch, intent["commit"]):
             _undo(archive, intent)
             raise
         if not isinstance(error, Exception):
             raise
-    _finished(context, archive, pocket, intent)
+        _finished(context, archive, pocket, intent)
+    else:
+        _finished(context, archive, pocket, intent, refs=False)
 
 
 @contextmanager
@@ -283,9 +286,35 @@ def _intent(
 # After the commit point.
 
 
-def _finished(context: Context, archive: Archive, pocket: Pocket, intent: dict[str, Any]) -> None:
-    """`_finish`, or Wait: it is published, so nothing may fail it any more."""
+def _refs(repository: Repository) -> dict[str, str]:
+    return repository.refs("refs/") if repository.path.is_dir() else {}
+
+
+def _make_refs(
+    context: Context, intent: dict[str, Any], there: Mapping[str, Mapping[str, str]]
+) -> None:
+    for change in _changes(intent):
+        repository = context.repository(change["package"])
+        changes.make_refs(repository, change["refs"], there[change["package"]])
+
+
+def _finished(
+    context: Context,
+    archive: Archive,
+    pocket: Pocket,
+    intent: dict[str, Any],
+    *,
+    refs: bool = True,
+) -> None:
+    """`_finish`, or Wait: it is published, so nothing may fail it any more.
+
+    Without `refs` they have just been made.
+    """
     try:
+        if refs:
+            names = [change["package"] for change in _changes(intent)]
+            there = {name: _refs(context.repository(name)) for name in names}
+            _make_refs(context, intent, there)
         _finish(context, archive, pocket, intent)
     except (Fault, OSError) as error:
         for job in _jobs(context, intent):
@@ -296,8 +325,6 @@ def _finished(context: Context, archive: Archive, pocket: Pocket, intent: dict[s
 
 def _finish(context: Context, archive: Archive, pocket: Pocket, intent: dict[str, Any]) -> None:
     """Every step can be repeated."""
-    for change in _changes(intent):
-        changes.make_refs(context.repository(change["package"]), change["refs"])
     if archive.publications.current() != intent["publication"]:
         archive.publications.switch(intent["publication"])
     archive.reprepro.commit()
@@ -307,8 +334,7 @@ def _finish(context: Context, archive: Archive, pocket: Pocket, intent: dict[str
     for change in _changes(intent):
         repository = context.repository(change["package"])
         if repository.path.is_dir():
-            for held in repository.refs(f"refs/invirtibuilder/jobs/{change['job']}/"):
-                repository.unkeep(held)
+            repository.hold(f"{JOBS}{change['job']}", {})
     (archive.reprepro.private / INTENT).unlink(missing_ok=True)
     files.sync_directory(archive.reprepro.private)
 

@@ -183,6 +183,23 @@ def test_reachable_and_kept(repository: Repository, work: Work) -> None:
         repository.keep("refs/heads/main", first)
 
 
+def test_hold_is_exact(repository: Repository, work: Work) -> None:
+    first, second = work.head, work.commit("two")
+    assert work.push("main").code == 0
+    below = "refs/invirtibuilder/jobs/1"
+    repository.keep(f"{below}0/commit", first)
+    repository.hold(below, {"commit": first, "upstream-tag": first})
+    repository.hold(below, {"commit": second, "pristine-tar": first})
+    kept = {f"{below}/commit": second, f"{below}/pristine-tar": first}
+    assert repository.refs(f"{below}/") == kept
+    repository.hold(below, {"commit": second, "pristine-tar": first})
+    repository.hold(below, {})
+    repository.hold(below, {})
+    assert repository.refs("refs/invirtibuilder/") == {f"{below}0/commit": first}
+    with pytest.raises(Malformed):
+        repository.hold("refs/heads", {"main": first})
+
+
 def test_refs(repository: Repository, work: Work) -> None:
     work.git("tag", "-a", "-m", "x", "v1")
     odd = "refs/heads/a\u2028b"
@@ -214,6 +231,22 @@ def test_set_ref_compares(repository: Repository, work: Work) -> None:
     assert repository.ref(name) is None
     with pytest.raises(Fault):
         repository.set_ref(name, "1" * 40, None)
+
+
+def test_refs_are_set_together_or_as_far_as_is_left(repository: Repository, work: Work) -> None:
+    first, second = work.head, work.commit("two")
+    assert work.push("main").code == 0
+    one, two, three = (f"refs/tags/debian/{n}" for n in "123")
+    repository.set_ref(one, first, None)
+    # The one is there already: what a crash has left.
+    repository.set_refs({one: (None, first), two: (None, second)})
+    assert repository.refs("refs/tags/") == {one: first, two: second}
+    with pytest.raises(Fault) as caught:
+        repository.set_refs({one: (None, second), three: (None, first)})
+    assert caught.value.code == "ref-moved"
+    assert repository.refs("refs/tags/") == {one: first, two: second}
+    repository.set_refs({one: (first, None), two: (second, first)})
+    assert repository.refs("refs/tags/") == {two: first}
 
 
 def test_blob_and_tree(repository: Repository, work: Work) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from invirtibuilder import hosting, model, retention
 from invirtibuilder.errors import Fault
+from invirtibuilder.gitrepo import JOBS
 from invirtibuilder.jobs import Job
 from invirtibuilder.retention import Waste
 from invirtibuilder.settings import Retention
@@ -154,17 +155,17 @@ def test_jobs_that_made_nothing(line: Line) -> None:
     failed = line.run(line.job("staging", "alpha"))
     assert failed.status.state == State.FAILED
     running = line.until(line.job("staging", "alpha"), "verify")
-    held = line.context.repository("alpha").refs(retention.REFS)
+    held = line.context.repository("alpha").refs(JOBS)
     assert {ref.split("/")[3] for ref in held} == {running.id}
     line.context.repository("alpha").keep(
-        f"{retention.REFS}20260102T030405.678901-abcd/commit", line.work["alpha"].head
+        f"{JOBS}20260102T030405.678901-abcd/commit", line.work["alpha"].head
     )
     assert names(after(line, 6), "job") == []
     found = after(line, 8)
     assert names(found, "job") == [failed.id]
     assert not (failed.directory / "attempts").exists()
     assert (running.directory / "attempts").exists()
-    assert line.context.repository("alpha").refs(retention.REFS) == held
+    assert line.context.repository("alpha").refs(JOBS) == held
 
 
 def test_what_cannot_be_finished_keeps_everything(
