@@ -9,7 +9,9 @@ import pytest
 from tests.support.repository import TOP, checked, scripts, tool
 
 DOCUMENTS = sorted(
-    p for folder in (".", "conf/remctl", "hooks.d") for p in (TOP / folder).glob("*.rst")
+    p
+    for folder in (".", "conf/guide", "conf/remctl", "hooks.d")
+    for p in (TOP / folder).glob("*.rst")
 )
 
 

@@ -1,9 +1,12 @@
-"""README.rst says what is so."""
+"""README.rst, HACKING.rst and the guides say what is so."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
+
+import pytest
 
 from invirtibuilder import states
 from invirtibuilder.cli import main
@@ -11,11 +14,16 @@ from tests.style.test_layers import ROWS, row_of
 from tests.support.repository import TOP, kept, modules
 
 README = (TOP / "README.rst").read_text()
+HACKING = (TOP / "HACKING.rst").read_text()
+DOCUMENTS = [
+    pytest.param(path.read_text(), id=str(path.relative_to(TOP)))
+    for path in (*sorted(TOP.glob("*.rst")), *sorted((TOP / "conf/guide").glob("*.rst")))
+]
 
 
-def table_rows(first: str) -> dict[str, str]:
+def table_rows(first: str, text: str = README) -> dict[str, str]:
     """The table whose first cell is `first`: its rows, the lines of a cell joined."""
-    found = re.search(rf"^=+  =+\n({re.escape(first)} .*?)^=+  =+$", README, re.M | re.S)
+    found = re.search(rf"^=+  =+\n({re.escape(first)} .*?)^=+  =+$", text, re.M | re.S)
     assert found, f"no table begins with {first}"
     rows: dict[str, str] = {}
     for line in found[1].splitlines():
@@ -51,7 +59,12 @@ def test_folders() -> None:
 def test_folders_of_tests() -> None:
     below = (p.relative_to(TOP).parts for p in kept())
     there = {f"``tests/{parts[1]}``" for parts in below if parts[0] == "tests" and len(parts) > 2}
-    assert set(table_rows("``tests/unit``")) == there
+    assert set(table_rows("``tests/unit``", HACKING)) == there
+
+
+def test_folders_of_the_program() -> None:
+    there = {f"``{name.split('.')[0]}/``" for name in modules() if "." in name}
+    assert set(table_rows("``apt/``", HACKING)) == there
 
 
 def test_rows_of_modules() -> None:
@@ -66,16 +79,25 @@ def test_rows_of_modules() -> None:
     assert not {n for names in shown.values() for n in names} - there
 
 
-def test_commands_exist() -> None:
+@pytest.mark.parametrize("text", DOCUMENTS)
+def test_commands_exist(text: str) -> None:
     """Each command shown is one that the parser takes."""
     parser = main.make_parser()
-    shown = re.findall(r"^    (?:sudo )?invirtibuilder (.*?)(?:  +#.*)?$", README, re.MULTILINE)
-    assert len(shown) > 15
+    shown = re.findall(r"^ +(?:sudo )?invirtibuilder ([a-z-].*?)(?: &)?(?:  +#.*)?$", text, re.M)
     for line in shown:
-        parser.parse_args(line.split())
+        parser.parse_args(shlex.split(line))
 
 
-def test_files_exist() -> None:
-    names = re.findall(r"(?:conf|debian|hooks\.d|tests|door)/[a-z][-a-z._/0-9]*[a-z0-9]", README)
-    for name in set(names) - {"debian/gbp.conf", "debian/rules"}:  # a package's
+@pytest.mark.parametrize("text", DOCUMENTS)
+def test_files_exist(text: str) -> None:
+    names = re.findall(
+        r"(?:conf|debian|hooks\.d|tests|door|cli|sandbox|phases)/[a-z][a-z._/0-9-]*[a-z0-9]", text
+    )
+    for name in set(names) - {"debian/changelog", "debian/gbp.conf", "debian/rules"}:  # a package's
         assert (TOP / name).exists() or (TOP / "invirtibuilder" / name).exists(), name
+
+
+@pytest.mark.parametrize("text", DOCUMENTS)
+def test_pages_exist(text: str) -> None:
+    for name, number in re.findall(r"``(invirtibuilder[a-z.-]*)\(([1-8])\)``", text):
+        assert (TOP / f"debian/man/{name}.{number}").exists(), name
