@@ -39,10 +39,10 @@ class Answers:
         self._context = context
         self._trusted = trusted | {os.geteuid()}
 
-    def serve(self, stop: threading.Event) -> None:
+    def serve(self, stop: threading.Event, alive: Callable[[], None]) -> None:
         """Answer each connection in a thread of its own, a few at a time."""
         with listening(self._path, mode=0o666) as server:
-            serve(server, self._converse, stop, at_once=AT_ONCE)
+            serve(server, self._converse, stop, at_once=AT_ONCE, alive=alive)
 
     def _converse(self, connection: socket.socket) -> None:
         answer = self._answer(connection)

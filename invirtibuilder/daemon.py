@@ -14,6 +14,7 @@ import pwd
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -34,12 +35,15 @@ from invirtibuilder.spool import Entry, Request, Spool, local_principal
 from invirtibuilder.stages.context import Context, Wait
 from invirtibuilder.stages.transaction import recover
 from invirtibuilder.stages.validity import ensure_signed, keep_valid
+from invirtibuilder.watchdog import Watchdog
 
 Log = Callable[[str], None]
 ILL = 10.0
 """Seconds until what could not even be written down is tried again."""
 LEAVE = 2.0
 """Seconds that an ACL's program may go on when the daemon ends."""
+ROUND = 3600.0
+"""Seconds that what waits for locks and for programs, each with a deadline, may take in all."""
 SCAN = 60.0
 """Seconds after which the queue is looked at even if nothing was reported."""
 
@@ -93,12 +97,13 @@ class Daemon:
             site, stopping=self._stop.is_set, event_queued=self._events.set
         )
         self._spool = Spool(site.queue)
+        self._watchdog = Watchdog(log=log)
         self._troubles: list[str] = []
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     @cached_property
     def _runner(self) -> Runner:
-        return Runner(self._context, self.log, self._events.set)
+        return Runner(self._context, self.log, self._events.set, self._watchdog)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, or, with `drain`, until nothing is left to do now.
@@ -137,7 +142,7 @@ class Daemon:
             for name, body in (
                 ("jobs", self._run_jobs),
                 ("events", self._deliver_events),
-                ("answers", lambda: answers.serve(self._stop)),
+                ("answers", lambda: answers.serve(self._stop, self._watchdog.beat)),
             )
         ]
         threads += [
@@ -149,7 +154,9 @@ class Daemon:
             )
             for pocket in self.site.pockets.values()
         ]
-        table = threading.Thread(target=self._guarded, args=(self._keep_table,), daemon=True)
+        table = threading.Thread(
+            target=self._guarded, args=(self._keep_table,), name="table", daemon=True
+        )
         self._write_table(ask=False)
         # The watch comes first, then the scan: nothing falls between them.
         with INotify() as watch:
@@ -158,11 +165,14 @@ class Daemon:
             for thread in (*threads, table):
                 thread.start()
             self.log(f"ready: {self.site.directory}")
+            self._watchdog.ready("waits for submissions")
             while not self._stop.is_set():
-                select.select([watch.fileno(), self._wake_read], [], [], SCAN)
+                select.select([watch.fileno(), self._wake_read], [], [], self._watchdog.nap(SCAN))
                 watch.read(timeout=0)  # an overflow, too, only means: scan
                 self.take_up()
+                self._watchdog.ping()
         self.log("stopping")
+        self._watchdog.stopping()
         for thread in threads:
             thread.join()
         table.join(LEAVE)
@@ -180,7 +190,8 @@ class Daemon:
 
     def _guarded(self, body: Callable[[], None]) -> None:
         try:
-            body()
+            with self._watchdog.watched():
+                body()
         except BaseException as error:
             self._failure = error
             self.stop()
@@ -315,6 +326,7 @@ class Daemon:
             if self._stop.is_set():
                 return
             seconds = SCAN
+            self._watchdog.beat(ROUND)
             try:
                 due = self._context.events.deliver()
             except OSError as error:
@@ -322,12 +334,14 @@ class Daemon:
                 due, seconds = None, ILL
             if due is not None:
                 seconds = max(0.2, (due - self._context.clock()).total_seconds())
-            self._events.wait(min(seconds, SCAN))
+            self._watchdog.beat()
+            self._events.wait(self._watchdog.nap(min(seconds, SCAN)))
 
     def _keep_valid(self, pocket: Pocket) -> None:
         """Sign the pocket's publication again for other keys, and before it runs out, if ever."""
         checked = False
         while not self._stop.is_set():
+            self._watchdog.beat(ROUND)
             try:
                 if not checked:
                     ensure_signed(self._context, pocket)
@@ -338,13 +352,19 @@ class Daemon:
             except (Fault, OSError, Wait) as error:
                 self.log(f"pocket {pocket.name} is not signed again: {error}")
                 due = ILL
+            self._watchdog.beat()
             # Not for long at once: the clock may be set.
-            self._stop.wait(max(0.1, min(due, SCAN)))
+            self._stop.wait(self._watchdog.nap(max(0.1, min(due, SCAN))))
 
     def _keep_table(self) -> None:
         """Compile the ACLs at once, every `acl_refresh`, and when an answer becomes stale."""
-        while not self._stop.is_set():
-            self._stop.wait(self._write_table())
+        due = 0.0
+        while not self._stop.wait(self._watchdog.nap(max(0.0, due - time.monotonic()))):
+            self._watchdog.beat()
+            if due <= time.monotonic():
+                self._watchdog.beat(ROUND)
+                due = time.monotonic() + self._write_table()
+                self._watchdog.beat()
 
     def _write_table(self, *, ask: bool = True) -> float:
         """Write the doors' table, and say what is new about it; the seconds until the next."""

@@ -27,6 +27,7 @@ from invirtibuilder.stages.base import refresh_base
 from invirtibuilder.stages.context import Context, Stopping, Wait
 from invirtibuilder.stages.transaction import COMMITTED
 from invirtibuilder.states import State
+from invirtibuilder.watchdog import Watchdog
 
 Log = Callable[[str], None]
 ILL = 10.0
@@ -79,10 +80,17 @@ def take(context: Context, job: Job) -> None:
 class Runner:
     """Runs the jobs of a site; also hands out the builders' places."""
 
-    def __init__(self, context: Context, log: Log, ended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        log: Log,
+        ended: Callable[[], None],
+        watchdog: Watchdog | None = None,
+    ) -> None:
         self._context = replace(context, places=self, tell=self.tell)
         self._log = log
         self._ended = ended
+        self._watchdog = watchdog or Watchdog({})
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._held: dict[str, _Held] = {}
@@ -134,12 +142,13 @@ class Runner:
             while True:
                 # Before the look at what it tells: nobody's word falls between the two.
                 self._wake.clear()
+                self._watchdog.beat()
                 if self._context.stopping() or self._failure:
                     break
                 pause, busy = self._look()
                 if not busy and pause is None and idle():
                     return
-                self._wake.wait(min(pause or LONGEST.total_seconds(), 60))
+                self._wake.wait(self._watchdog.nap(min(pause or LONGEST.total_seconds(), 60)))
         finally:
             with self._lock:
                 threads = [held.thread for held in self._held.values() if held.thread]
@@ -230,6 +239,8 @@ class Runner:
                 held.thread or (held.wants and not pauses.of(paused, held.job.pocket))
                 for held in self._held.values()
             )
+        running = sum(line["running"] for line in lines)
+        self._watchdog.status(f"{running} jobs run, {len(lines) - running} wait")
         self._show({"jobs": lines, "paused": {name: p.text for name, p in paused.items()}})
         return pause, busy
 

@@ -75,10 +75,12 @@ def serve(
     stop: threading.Event,
     *,
     at_once: int,
+    alive: Callable[[], None] = lambda: None,
 ) -> None:
     """Hand each connection to `converse` in a thread of its own, until told to stop.
 
-    Of more than `at_once` the later ones wait. A connection that breaks is no error.
+    Of more than `at_once` the later ones wait. A connection that breaks is no error. `alive` is
+    called all the time, but not while all the conversations that there may be are going on.
     """
     room = threading.BoundedSemaphore(at_once)
 
@@ -91,6 +93,7 @@ def serve(
 
     server.settimeout(LOOK)
     while not stop.is_set():
+        alive()
         try:
             connection, _ = server.accept()
         except TimeoutError:

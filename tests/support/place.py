@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,13 +129,15 @@ class Place:
         return job
 
     @contextlib.contextmanager
-    def daemon(self, *options: str, ready: bool = True) -> Iterator[subprocess.Popen[bytes]]:
+    def daemon(
+        self, *options: str, ready: bool = True, env: Mapping[str, str] | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
         """The real daemon; ended with SIGTERM unless it was killed before."""
         argv = [sys.executable, "-m", "invirtibuilder", "--config", str(self.config), "daemon"]
         before = self.log.read_text().count(" ready: ") if self.log.exists() else 0
         with (
             self.log.open("ab") as log,
-            started_group([*argv, *options], cwd=ROOT, stderr=log) as it,
+            started_group([*argv, *options], cwd=ROOT, stderr=log, env=env) as it,
         ):
             if ready:
                 until(
