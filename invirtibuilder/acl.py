@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from invirtibuilder import files, model
+from invirtibuilder import files, model, notifierclient
 from invirtibuilder.errors import Fault, Malformed, Reason
 from invirtibuilder.run import ProcessFault, run
 from invirtibuilder.settings import AclEntry
@@ -110,7 +110,7 @@ def ask(entry: AclEntry, *, pocket: str, action: str) -> Answer:
         elif entry.file:
             names = _lines(files.read_capped(entry.file, limit=MAX_BYTES), source)
         else:
-            names = _lines(_output(entry.command, pocket, action), source)
+            names = _lines(_asked(entry, pocket, action), source)
     except (Fault, OSError, UnicodeDecodeError) as error:
         message = f"{source}: {model.printable(str(error))[:300]}"
         return Answer(source=source, troubles=(Reason(code=UNREADABLE, message=message),))
@@ -125,16 +125,29 @@ def ask(entry: AclEntry, *, pocket: str, action: str) -> Answer:
     )
 
 
-def _output(program: Path | None, pocket: str, action: str) -> bytes:
-    """What a program prints, when it ends in time with exit code 0.
+def _asked(entry: AclEntry, pocket: str, action: str) -> bytes:
+    """What an entry's program prints, whoever runs it."""
+    program = entry.command or Path()
+    if entry.notifier is None:
+        return output(program, pocket, action)
+    return notifierclient.principals(entry.notifier, program, pocket, action, limit=MAX_BYTES)
+
+
+def output(program: Path, pocket: str, action: str) -> bytes:
+    """What a program prints, when it ends in time with exit code 0. Raises Malformed.
 
     Into files of which the kernel bounds the size: a program that writes without end costs no
     memory, and one that leaves a child behind which keeps its output open is not waited for.
     """
     out, err = os.memfd_create("acl-output"), os.memfd_create("acl-errors")
     try:
-        argv = [program or "", pocket, action]
-        run(argv, timeout=TIMEOUT, stdout=out, stderr=err, file_limit=MAX_BYTES + 1)
+        run(
+            [program, pocket, action],
+            timeout=TIMEOUT,
+            stdout=out,
+            stderr=err,
+            file_limit=MAX_BYTES + 1,
+        )
         data = os.pread(out, MAX_BYTES + 1, 0)
     except ProcessFault as fault:
         said = os.pread(err, 200, 0).decode("utf-8", "replace").strip()

@@ -58,7 +58,7 @@ def _site(root: Value, file: Path) -> Site:
     top = root.record("site", "domains", "pockets", "hooks", required=("site", "pockets"))
     keys = (
         *("name", "directory", "url", "git_url", "tagger", "signing"),
-        *("doors", "max_push", "queue_group", "acl_refresh", "reserve"),
+        *("doors", "max_push", "queue_group", "acl_refresh", "reserve", "notifier"),
     )
     site = top["site"].record(*keys, required=("name", "tagger", "signing"))
     base = file.parent
@@ -71,6 +71,7 @@ def _site(root: Value, file: Path) -> Site:
     for name in {n for n in names if names.count(n) > 1}:
         top["hooks"].problem(f"two hooks are called {name}; give one of them another `name`")
     _short(site["directory"], directory / "run/daemon.sock")
+    notifier = _socket(site["notifier"], directory)
     common = Limits(reserve=site["reserve"].size(1 << 30))
     pockets = top["pockets"].members()
     return Site(
@@ -86,9 +87,12 @@ def _site(root: Value, file: Path) -> Site:
         queue_group=site["queue_group"].text("", words.site_name),
         max_push=site["max_push"].size(1 << 30) or 1 << 30,
         acl_refresh=site["acl_refresh"].duration(300) or 300,
+        notifier=notifier,
         hooks=hooks,
         domains=domains,
-        pockets={n: _pocket(n, v, base, domains, signing, common) for n, v in pockets.items()},
+        pockets={
+            n: _pocket(n, v, base, domains, signing, common, notifier) for n, v in pockets.items()
+        },
     )
 
 
@@ -104,6 +108,15 @@ def _signing(value: Value, base: Path, home: Path) -> Signing:
     return found
 
 
+def _socket(value: Value, directory: Path) -> Path | None:
+    """A service's socket; relative ones start at the site's directory."""
+    if value.absent:
+        return None
+    path = directory / value.text()
+    _short(value, path)
+    return path
+
+
 def _short(value: Value, socket: Path) -> None:
     """unix(7): the name of a socket has at most 107 bytes."""
     if len(os.fsencode(socket)) > 107:
@@ -116,9 +129,7 @@ def _domains(value: Value, directory: Path) -> dict[str, Domain]:
     for name, entry in value.members().items():
         _checked(entry, name, model.POCKET, "trust domain")
         keys = entry.record("socket", "directory", "cache_size", "layers_size", "jobs")
-        socket = None if keys["socket"].absent else directory / keys["socket"].text()
-        if socket:
-            _short(keys["socket"], socket)
+        socket = _socket(keys["socket"], directory)
         jobs = _whole(keys["jobs"], 1, 1) or 1
         found[name] = Domain(
             name=name,
@@ -175,6 +186,7 @@ def _pocket(
     domains: Mapping[str, Domain],
     signing: Signing,
     common: Limits,
+    notifier: Path | None,
 ) -> Pocket:
     _checked(value, name, model.POCKET, "pocket")
     keys = value.record(
@@ -210,7 +222,7 @@ def _pocket(
         if keys["signing"].absent
         else _signing(keys["signing"], base, signing.home),
         archive_keyring=keys["archive_keyring"].boolean(False),
-        acl=_acl(keys["acl"], base),
+        acl=_acl(keys["acl"], base, notifier),
         tag_format=keys["tag_format"].text("debian/{version}", words.tag_format),
         suffix=keys["version_suffix"].text(DEFAULT_SUFFIX, words.suffix),
         max_queued=_whole(keys["max_queued"], None, 1),
@@ -319,7 +331,7 @@ def _limits(value: Value, default: Limits) -> Limits:
     )
 
 
-def _acl(value: Value, base: Path) -> dict[str, tuple[AclEntry, ...]]:
+def _acl(value: Value, base: Path, notifier: Path | None) -> dict[str, tuple[AclEntry, ...]]:
     acl: dict[str, tuple[AclEntry, ...]] = dict.fromkeys(ACTIONS, ())
     for action, entry in value.record(*ACTIONS).items():
         entries = []
@@ -331,7 +343,9 @@ def _acl(value: Value, base: Path) -> dict[str, tuple[AclEntry, ...]]:
                     item.problem("needs either `file` or `command`")
                 kind = "command" if keys["file"].absent else "file"
                 path = _path(keys[kind], base, Path("/nonexistent"), must_exist=True)
-                entries.append(AclEntry(where=where, **{kind: path}))  # type: ignore[arg-type]
+                entries.append(
+                    AclEntry(where=where, notifier=notifier, **{kind: path})  # type: ignore[arg-type]
+                )
             else:
                 entries.append(AclEntry(principal=item.text("", model.principal), where=where))
         acl[action] = tuple(entries)

@@ -22,13 +22,25 @@ from functools import cached_property
 
 from inotify_simple import INotify, flags
 
-from invirtibuilder import acl, acltable, files, hosting, keyring, model, pauses, submissions
+from invirtibuilder import (
+    acl,
+    acltable,
+    files,
+    hosting,
+    keyring,
+    model,
+    notifierclient,
+    pauses,
+    submissions,
+)
 from invirtibuilder.answers import Answers
 from invirtibuilder.engine import ChildEngine, Engine, SocketEngine
 from invirtibuilder.entries import WHOLE
 from invirtibuilder.errors import ConfigFault, Denied, Fault, MachineFault, Malformed, NotFound
-from invirtibuilder.hooks import Events, Hook
+from invirtibuilder.hookcall import call
+from invirtibuilder.hooks import Events
 from invirtibuilder.jobs import Job, Jobs
+from invirtibuilder.notifier import hooks_of
 from invirtibuilder.runner import Runner
 from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.spool import Entry, Request, Spool, local_principal
@@ -62,21 +74,11 @@ def make_context(
         else ChildEngine(domain.directory, slots=domain.slots)
         for domain in site.domains.values()
     }
-    hooks = [
-        Hook(
-            name=h.name,
-            program=h.program,
-            events=frozenset(h.events),
-            required=h.required,
-            environment=h.environment,
-            timeout=h.timeout,
-        )
-        for h in site.hooks
-    ]
+    told = functools.partial(notifierclient.deliver, site.notifier) if site.notifier else call
     return Context(
         site=site,
         jobs=Jobs(site.jobs, clock),
-        events=Events(site.events, hooks, clock=clock, queued=event_queued),
+        events=Events(site.events, hooks_of(site), clock=clock, queued=event_queued, call=told),
         engines=engines,
         clock=clock,
         stopping=stopping,

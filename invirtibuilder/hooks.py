@@ -7,25 +7,16 @@ anything of that job is to be delivered, so that finished jobs cost nothing.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import selectors
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from invirtibuilder import files, model, run
-from invirtibuilder.errors import Malformed
-
-EVENTS = ("submitted", "started", "failed", "published")
-"""All events; `failed` is also that of a refused and of a cancelled job, see the field `state`."""
-
-TEMPORARY = 75
-"""The exit code (EX_TEMPFAIL of sysexits.h) with which a hook says: try again later."""
+from invirtibuilder import files, model
+from invirtibuilder.errors import Fault, Malformed, Unavailable
+from invirtibuilder.hookcall import EVENTS, MAX_EVENT, Hook, call, ended, shown
 
 BACK_OFF = (5, 30, 120, 600, 3600)
 """Seconds to wait after the first, second ... failure; the last one goes on."""
@@ -33,46 +24,13 @@ BACK_OFF = (5, 30, 120, 600, 3600)
 GIVE_UP = timedelta(hours=24)
 """How long a hook that is not required is tried."""
 
-MAX_OUTPUT = 4096
-"""Bytes kept from the end of a hook's output."""
+NOBODY = timedelta(seconds=10)
+"""When is tried again what no program could be started for."""
 
 MAX_TAIL = 64 << 10
 """Characters kept from the end of a payload's `log_tail`."""
 
-VARIABLES = (
-    *("event", "id", "job", "pocket", "package"),
-    *("version", "commit", "principal", "state"),
-)
-"""Fields of the payload that are in the environment as well."""
-
-_HOOK = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _EVENT_FILE = re.compile(r"[0-9]{2}-([a-z]+)\.json")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hook:
-    """A program to be told of events; `timeout` in seconds. Raises Malformed."""
-
-    name: str
-    program: Path
-    events: frozenset[str]
-    required: bool = False
-    environment: Mapping[str, str] = field(default_factory=dict)
-    timeout: float = 60
-
-    def __post_init__(self) -> None:
-        model.matching(_HOOK, self.name, "hook", "a-z, 0-9, - and _")
-        if not self.program.is_absolute() or "\0" in str(self.program):
-            raise Malformed(f"hook {self.name}: not an absolute path: {str(self.program)!r}")
-        if unknown := sorted(self.events - set(EVENTS)):
-            raise Malformed(
-                f"hook {self.name}: no such event: {model.printable(', '.join(unknown))}",
-                hint=f"events are {', '.join(EVENTS)}",
-            )
-        for name, value in self.environment.items():
-            if not _VARIABLE.fullmatch(name) or "\0" in value:
-                raise Malformed(f"hook {self.name}: not an environment variable: {name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +76,9 @@ class Events:
     """Queues events durably and delivers them; safe when killed at any instant.
 
     Any number of threads and processes may use one directory at once. Raises OSError when the
-    directory cannot be written; then no hook is run, since its answer could not be kept.
+    directory cannot be written; then no hook is run, since its answer could not be kept. `call`
+    runs a hook, here or elsewhere; while it raises Unavailable, events wait for as long as it
+    takes.
     """
 
     def __init__(
@@ -128,6 +88,7 @@ class Events:
         *,
         clock: Callable[[], datetime] = model.utcnow,
         queued: Callable[[], None] = lambda: None,
+        call: Callable[[Hook, bytes], tuple[int, str]] = call,
     ) -> None:
         if len({hook.name for hook in hooks}) != len(hooks):
             raise Malformed("two hooks have the same name")
@@ -136,6 +97,7 @@ class Events:
         self._hooks = tuple(sorted(hooks, key=lambda hook: not hook.required))
         self._clock = clock
         self._queued = queued
+        self._call = call
 
     def queue(self, job: str, event: str, payload: Mapping[str, Any]) -> None:
         """Make the event durable, once: a second call with the same job and event does nothing.
@@ -283,17 +245,23 @@ class Events:
         # counts, so nobody gets the same mail every second.
         self._write(event, hook, _failed(old, hook, self._now(now), "the attempt was interrupted"))
         try:
-            code, said = _call(hook, event.path)
+            code, said = self._call(hook, files.read_capped(event.path, limit=MAX_EVENT))
+        except Unavailable as error:
+            # The hook is not to blame, and is not given up for this.
+            stuck.add(hook.name)
+            when = self._now(now)
+            why = shown(error)
+            return self._write(event, hook, replace(old, last=when, next=when + NOBODY, why=why))
         except TimeoutError as error:
             stuck.add(hook.name)
             return self._write(event, hook, _failed(old, hook, self._now(now), str(error)))
-        except (Malformed, run.ProcessFault) as error:
+        except Fault as error:
             return self._write(event, hook, _failed(old, hook, self._now(now), str(error)))
         if code != 0:
-            why = f"{_exit(code)}: {said}" if said else _exit(code)
+            why = f"{ended(code)}: {said}" if said else ended(code)
             return self._write(event, hook, _failed(old, hook, self._now(now), why))
         accepted = replace(
-            old, attempts=old.attempts + 1, accepted=self._now(now), next=None, why=_shown(said)
+            old, attempts=old.attempts + 1, accepted=self._now(now), next=None, why=shown(said)
         )
         return self._write(event, hook, accepted)
 
@@ -311,32 +279,6 @@ def back_off(attempts: int) -> timedelta:
     return timedelta(seconds=BACK_OFF[min(attempts, len(BACK_OFF)) - 1])
 
 
-def variables(hook: Hook, payload: Mapping[str, Any]) -> dict[str, str]:
-    """What a hook gets in its environment besides `run.CLEAN`; a field that is missing is empty.
-
-    Values are one line of printable characters, whatever the payload has.
-    """
-    told = {
-        f"INVIRTIBUILDER_{'EVENT_ID' if name == 'id' else name.upper()}": _shown(payload.get(name))
-        for name in VARIABLES
-    }
-    return {**hook.environment, **told}
-
-
-def _shown(value: object) -> str:
-    return "" if value is None else model.printable(str(value))[:1000]
-
-
-def _text(output: bytes) -> str:
-    return output.decode("utf-8", "replace").strip()
-
-
-def _exit(code: int) -> str:
-    if code < 0:
-        return f"killed by signal {-code}"
-    return "try again later" if code == TEMPORARY else f"exit code {code}"
-
-
 def _failed(old: Delivery, hook: Hook, now: datetime, why: str) -> Delivery:
     """The delivery after one more failed attempt."""
     first = old.first or now
@@ -347,7 +289,7 @@ def _failed(old: Delivery, hook: Hook, now: datetime, why: str) -> Delivery:
         first=first,
         last=now,
         next=None if gave_up else now + back_off(old.attempts + 1),
-        why=_shown(why),
+        why=shown(why),
         gave_up=gave_up,
     )
 
@@ -369,60 +311,3 @@ def _delivery(new: Delivery, value: dict[str, Any]) -> Delivery:
         # A hook that is required by now is tried again, whatever it was before.
         gave_up=bool(value["gave_up"]) and not new.required,
     )
-
-
-def _call(hook: Hook, event: Path) -> tuple[int, str]:
-    """Run the hook on an event; its exit code and the end of its output.
-
-    Raises TimeoutError when it has not ended after its time-out, ProcessFault when it cannot be
-    started, Malformed when the event cannot be read.
-    """
-    payload = files.read_json(event)
-    with contextlib.ExitStack() as stack:
-        # A file, not a pipe: a hook may close its standard input unread.
-        stdin = stack.enter_context(event.open("rb"))
-        reader, writer = os.pipe()
-        stack.callback(os.close, reader)
-        try:
-            process = stack.enter_context(
-                run.started_group(
-                    [str(hook.program)],
-                    env=variables(hook, payload),
-                    stdin=stdin,
-                    stdout=writer,
-                    stderr=writer,
-                )
-            )
-        finally:
-            os.close(writer)
-        output = _listen(process.pid, reader, hook.timeout)
-        code = process.wait()
-    return code, _text(output)
-
-
-def _listen(pid: int, reader: int, timeout: float) -> bytes:
-    """Read until the process ends, keeping the last MAX_OUTPUT bytes. Raises TimeoutError."""
-    tail = b""
-    deadline = time.monotonic() + timeout
-    os.set_blocking(reader, False)
-    # The end of the process counts, not that of its output: a descendant may keep that open.
-    ended = os.pidfd_open(pid)
-    try:
-        with selectors.DefaultSelector() as selector:
-            selector.register(reader, selectors.EVENT_READ)
-            selector.register(ended, selectors.EVENT_READ)
-            while True:
-                ready = {
-                    key.fd for key, _ in selector.select(max(0.0, deadline - time.monotonic()))
-                }
-                with contextlib.suppress(BlockingIOError):
-                    chunk = os.read(reader, 64 << 10)
-                    tail = (tail + chunk)[-MAX_OUTPUT:]
-                    if not chunk and reader in ready:
-                        selector.unregister(reader)
-                if ended in ready:
-                    return tail
-                if time.monotonic() >= deadline:
-                    raise TimeoutError(f"no end after {timeout:g} s: {_text(tail)}")
-    finally:
-        os.close(ended)

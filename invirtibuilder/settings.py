@@ -22,6 +22,7 @@ class AclEntry:
     principal: str = ""
     file: Path | None = None
     command: Path | None = None
+    notifier: Path | None = None  # whose socket is asked to run the program; None: we run it
     where: str = field(default="", compare=False)  # file:line of the entry itself
 
 
@@ -169,6 +170,7 @@ class Site:
     queue_group: str
     max_push: int
     acl_refresh: float
+    notifier: Path | None  # None: hooks and the programs of ACLs are run by the daemon
     hooks: tuple[HookSettings, ...]
     domains: Mapping[str, Domain]
     pockets: Mapping[str, Pocket]

@@ -22,6 +22,7 @@ COMMANDS = {
     "self-check": "selfcheck.SelfCheck",
     "daemon": "daemon.RunDaemon",
     "worker": "worker.Worker",
+    "notifier": "notifier.RunNotifier",
     "check": "check.Check",
     "submit": "submit.Submit",
     "promote": "move.Promote",

@@ -1,24 +1,31 @@
-"""Delivery of events to real programs; only the clock is not real."""
+"""Delivery of events to real programs, by ourselves and by the notifier; only the clock is not
+real.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from invirtibuilder import notifierclient
 from invirtibuilder.errors import Malformed
-from invirtibuilder.hooks import BACK_OFF, EVENTS, GIVE_UP, Events, Hook
+from invirtibuilder.hookcall import EVENTS, Hook
+from invirtibuilder.hooks import BACK_OFF, GIVE_UP, Events
+from tests.support import notifying
 from tests.support.hookscripts import JOB
 
 OTHER = "20260102T030406.000000-0001"
@@ -39,10 +46,11 @@ class Clock:
 
 
 class Site:
-    """A directory of events and hooks that are shell scripts."""
+    """A directory of events and hooks that are shell scripts, run here or by a notifier."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, service: Path | None) -> None:
         self.root = root
+        self.service = service
         self.directory = root / "events"
         self.clock = Clock()
         self.hooks: list[Hook] = []
@@ -50,7 +58,11 @@ class Site:
     @property
     def events(self) -> Events:
         """As a process that has just started would see it."""
-        return Events(self.directory, self.hooks, clock=self.clock)
+        if self.service is None:
+            return Events(self.directory, self.hooks, clock=self.clock)
+        notifying.configure(self.service / "config.yaml", self.hooks)
+        there = functools.partial(notifierclient.deliver, self.service / "socket")
+        return Events(self.directory, self.hooks, clock=self.clock, call=there)
 
     def hook(self, name: str, script: str, **fields: Any) -> Path:
         """Add a hook; `$OUT` in its script is the path that this returns."""
@@ -72,9 +84,23 @@ class Site:
         return sorted(path.name for path in (self.directory / "pending").iterdir())
 
 
+@pytest.fixture(scope="module", params=["here", "service"])
+def service(request: pytest.FixtureRequest) -> Iterator[Path | None]:
+    """The directory of a notifier with `config.yaml` and `socket`, or none."""
+    if request.param == "here":
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="ib-") as name:
+        folder = Path(name)
+        notifying.configure(folder / "config.yaml")
+        env = {"SECRET": "of the notifier"}
+        with notifying.notifier(folder / "config.yaml", folder / "socket", env=env):
+            yield folder
+
+
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path)
+def site(tmp_path: Path, service: Path | None) -> Site:
+    return Site(tmp_path, service)
 
 
 TELL = 'echo "$INVIRTIBUILDER_EVENT" >> "$OUT"'
@@ -162,7 +188,7 @@ def test_a_hook_has_a_session_of_its_own_and_no_descriptor_of_ours(site: Site) -
         site.events.deliver()
     session, descriptors = out.read_text().split("\n", 1)
     assert int(session) != os.getsid(0)
-    assert "00-submitted.json" in descriptors, "its standard input"
+    assert "/memfd:event" in descriptors, "its standard input"
     assert f"{site.root}/open" not in descriptors
     assert ".lock" not in descriptors
 
@@ -315,11 +341,11 @@ def test_a_program_that_cannot_be_started_is_a_failure_like_others(site: Site) -
     site.hook("gone", "exit 0")
     site.hook("locked", "exit 0")
     site.hook("broken", "exit 0")
+    out = site.hook("tell", TELL)
+    site.queue("submitted")
     (site.root / "gone.sh").unlink()
     (site.root / "locked.sh").chmod(0o644)
     (site.root / "broken.sh").write_text("#!/nonexistent/interpreter\n")
-    out = site.hook("tell", TELL)
-    site.queue("submitted")
     site.events.deliver()
     gone, locked, broken, _ = site.events.deliveries(JOB)
     assert "No such file" in gone.why
@@ -422,14 +448,21 @@ def test_nothing_is_run_when_its_answer_could_not_be_kept(site: Site) -> None:
 
 def worker(site: Site, code: str = "events.deliver()\n") -> subprocess.Popen[str]:
     """Another process that delivers, with the real clock."""
+    there = "call"
+    if site.service:
+        notifying.configure(site.service / "config.yaml", site.hooks)
+        there = f"partial(notifierclient.deliver, Path({str(site.service / 'socket')!r}))"
     (hook,) = site.hooks
     head = (
+        "from functools import partial\n"
         "from pathlib import Path\n"
-        "from invirtibuilder.hooks import Events, Hook\n"
+        "from invirtibuilder import notifierclient\n"
+        "from invirtibuilder.hookcall import Hook, call\n"
+        "from invirtibuilder.hooks import Events\n"
         f"hook = Hook(name={hook.name!r}, program=Path({str(hook.program)!r}),"
         f" events=frozenset({sorted(hook.events)!r}), environment={dict(hook.environment)!r},"
         f" required={hook.required!r}, timeout={hook.timeout!r})\n"
-        f"events = Events(Path({str(site.directory)!r}), [hook])\n"
+        f"events = Events(Path({str(site.directory)!r}), [hook], call={there})\n"
     )
     return subprocess.Popen(
         [sys.executable, "-c", head + code],
@@ -450,7 +483,7 @@ def eventually(condition: Callable[[], object]) -> None:
 def test_a_deliverer_killed_during_a_hook_means_telling_again(site: Site, when: str) -> None:
     first = "" if when == "before it acts" else TELL
     out = site.hook(
-        "kill", f'if mkdir "$OUT.once"; then {first or ":"}; kill -9 $PPID; exit 0; fi; {TELL}'
+        "kill", f'if mkdir "$OUT.once"; then {first or ":"}; kill -9 $KILL; exit 0; fi; {TELL}'
     )
     site.queue("submitted", "started")
     killed = worker(site)

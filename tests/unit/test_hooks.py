@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from invirtibuilder import hooks, run
+from invirtibuilder import hookcall, hooks, run
 from invirtibuilder.errors import Malformed
-from invirtibuilder.hooks import Hook
+from invirtibuilder.hookcall import Hook
 
 
 def a_hook(**fields: Any) -> Hook:
@@ -55,7 +55,7 @@ def test_back_off_rises_and_stays_at_an_hour() -> None:
 
 
 def test_every_variable_is_set_even_when_not_known() -> None:
-    told = hooks.variables(a_hook(), {"id": "J:submitted"})
+    told = hookcall.variables(a_hook(), {"id": "J:submitted"})
     names = ("EVENT", "EVENT_ID", "JOB", "POCKET", "PACKAGE", "VERSION", "COMMIT", "PRINCIPAL")
     assert set(told) == {f"INVIRTIBUILDER_{name}" for name in (*names, "STATE")}
     assert told["INVIRTIBUILDER_EVENT_ID"] == "J:submitted"
@@ -66,7 +66,7 @@ def test_every_variable_is_set_even_when_not_known() -> None:
     "value", ["a\nb", "a\0b", "a\x1b[31mb", "a\u202eb", "a\udcffb", "x" * 9999]
 )
 def test_a_hostile_value_becomes_one_line_that_a_process_can_be_given(value: str) -> None:
-    told = hooks.variables(a_hook(), {"principal": value})["INVIRTIBUILDER_PRINCIPAL"]
+    told = hookcall.variables(a_hook(), {"principal": value})["INVIRTIBUILDER_PRINCIPAL"]
     assert told.isprintable()
     assert len(told) <= 1000
     seen = run.run(["/usr/bin/printenv", "P"], env={"P": told}).text
@@ -75,7 +75,7 @@ def test_a_hostile_value_becomes_one_line_that_a_process_can_be_given(value: str
 
 def test_the_configuration_cannot_forge_what_a_hook_is_told() -> None:
     hook = a_hook(environment={"INVIRTIBUILDER_PRINCIPAL": "eve", "MAIL_TO": "root"})
-    told = hooks.variables(hook, {"principal": "alice"})
+    told = hookcall.variables(hook, {"principal": "alice"})
     assert told["INVIRTIBUILDER_PRINCIPAL"] == "alice"
     assert told["MAIL_TO"] == "root"
 
