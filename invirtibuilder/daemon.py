@@ -25,6 +25,7 @@ from inotify_simple import INotify, flags
 from invirtibuilder import (
     acl,
     acltable,
+    confine,
     files,
     hosting,
     keyring,
@@ -124,11 +125,7 @@ class Daemon:
     def _serve(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop())
-        if os.geteuid() == 0:
-            self.log("running as root: everything but the sandboxes is this one user's")
-        for name, engine in self._context.engines.items():
-            for weaker in engine.check():
-                self.log(f"worker of {name}: {weaker}")
+        self._tell_what_is_weaker()
         for pocket in self.site.pockets.values():
             hosting.ensure_pocket(self._context, pocket)
             if why := recover(self._context, pocket):
@@ -181,6 +178,16 @@ class Daemon:
         self.site.socket.unlink(missing_ok=True)
         if self._failure:
             raise self._failure
+
+    def _tell_what_is_weaker(self) -> None:
+        """What is promised less of here than could be. Raises a Fault when no order can be done."""
+        if os.geteuid() == 0:
+            self.log("running as root: everything but the sandboxes is this one user's")
+        if not confine.abi():
+            self.log(f"reprepro: {confine.WEAKER}")
+        for name, engine in self._context.engines.items():
+            for weaker in engine.check():
+                self.log(f"worker of {name}: {weaker}")
 
     def stop(self) -> None:
         """End soon; running builds go on and are adopted by the next daemon."""

@@ -8,6 +8,7 @@ import select
 import shlex
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,13 +83,16 @@ def run(
     file_limit: int | None = None,
     output_limit: int = 64 << 20,
     log: Callable[[str], None] | None = None,
+    enter: Callable[[], None] | None = None,
 ) -> Done:
     """Run a command to its end, in a session of its own, and sweep its group afterwards.
 
     `timeout` is in seconds; when it is over the whole group gets TERM, then KILL. `file_limit`
     (bytes) is RLIMIT_FSIZE. Standard input is empty unless given; output is captured unless sent
-    elsewhere, and captured output over `output_limit` bytes is an error. Raises ProcessFault for
-    a time-out, a command that cannot be started, and, with `check`, an exit code other than 0.
+    elsewhere, and captured output over `output_limit` bytes is an error. `enter` is called in a
+    thread of its own that starts the command: what that thread gives away (see `confine`) the
+    command has not, nor what it starts. Raises ProcessFault for a time-out, a command that cannot
+    be started, and, with `check`, an exit code other than 0.
     """
     args = tuple(str(a) for a in argv)
     if log:
@@ -105,6 +109,7 @@ def run(
             stderr=stderr if stderr is not None else subprocess.PIPE,
             pass_fds=pass_fds,
             file_limit=file_limit,
+            enter=enter,
         ) as process,
     ):
         captured = _Captured(process, output_limit)
@@ -187,14 +192,16 @@ def started_group(
     stderr: IO[bytes] | int = subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
     file_limit: int | None = None,
+    enter: Callable[[], None] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A running process in a session of its own; its whole group is killed on leaving."""
 
     argv = list(args)
     if file_limit is not None:
         argv = ["prlimit", f"--fsize={file_limit}", "--", *argv]
-    try:
-        process = subprocess.Popen(
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             argv,
             env=environment(env),
             cwd=cwd,
@@ -206,6 +213,9 @@ def started_group(
             # No function before exec: that would be a fork of all of us, and unsafe with threads.
             umask=0o022,
         )
+
+    try:
+        process = _started_within(enter, start) if enter else start()
     except OSError as error:
         raise _not_started(argv, error) from error
     try:
@@ -218,6 +228,31 @@ def started_group(
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe:
                 pipe.close()
+
+
+def _started_within(
+    enter: Callable[[], None], start: Callable[[], subprocess.Popen[bytes]]
+) -> subprocess.Popen[bytes]:
+    """What `start` gives in a thread that has entered; nobody else ever runs in that one.
+
+    The others wait for the process and kill it: that thread might no longer be able to.
+    """
+    made: list[subprocess.Popen[bytes]] = []
+    failed: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            enter()
+            made.append(start())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=body, name="start")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return made[0]
 
 
 def _not_started(argv: Sequence[str], error: OSError) -> ProcessFault:

@@ -15,14 +15,18 @@ from pathlib import Path
 from debian.deb822 import Deb822
 
 from invirtibuilder import files, model
+from invirtibuilder.confine import Confinement
 from invirtibuilder.errors import ConfigFault, MachineFault, PackageFault
-from invirtibuilder.run import Done, ProcessFault, run
+from invirtibuilder.run import CLEAN, Done, ProcessFault, run
 
 FILE_LIMIT = 16 << 30
 """Bytes that reprepro may write into one file: a torn database once made a 45 GB index."""
 
 TIMEOUT = 1800.0
 """Seconds for one call: on a torn database reprepro may loop for ever."""
+
+PROGRAMS = ("prlimit", "reprepro")
+UNPACKERS = ("unzstd", "unxz", "unlzma", "bunzip2", "gunzip", "lunzip")
 
 # reprepro's RET_ERROR, checksum and missing file; other codes are errno, locks, configuration.
 PACKAGE_CODES = frozenset({249, 254, 255})
@@ -263,6 +267,20 @@ class Reprepro:
             sha256=sha256,
         )
 
+    def _confinement(self, action: str, args: Sequence[str]) -> Confinement:
+        """What reprepro may do: a hostile package may have taken it over.
+
+        It can write only what is looked at anew afterwards, and asks no gpg, as nothing is signed
+        here. Some packages need another program to unpack them.
+        """
+        found = (shutil.which(name, path=CLEAN["PATH"]) for name in (*PROGRAMS, *UNPACKERS))
+        return Confinement(
+            read=(self.private / "conf", *(Path(a).parent for a in args if a.endswith(".changes"))),
+            write=(self._db, self.private / "dists", self.root / "pool"),
+            execute=[Path(name) for name in found if name],
+            forks=action == "include",
+        )
+
     def call(self, action: str, *args: str, lock_fd: int) -> Done:
         """One call of reprepro. Raises PackageFault (a .changes is refused) or MachineFault."""
         argv = [
@@ -285,6 +303,7 @@ class Reprepro:
                 env={"GNUPGHOME": str(self.private / "gnupg")},
                 pass_fds=(lock_fd,),
                 file_limit=FILE_LIMIT,
+                enter=self._confinement(action, args).enter,
             )
         except ProcessFault as fault:
             done = fault.done
@@ -299,7 +318,8 @@ def refusal(done: Done, what: str) -> PackageFault:
     """A fault with what reprepro said about a .changes, without warnings and our directories."""
     text = done.err.decode("utf-8", "replace").replace(f"{Path(done.argv[-1]).parent}/", "")
     lines = (model.printable(line) for line in text.splitlines())
-    noise = ("Warning:", "There have been errors", "To ignore use")
+    # Nor what gpgme says when it finds no gpg, which nothing here needs.
+    noise = ("Warning:", "There have been errors", "To ignore use", "gpgme gave error")
     said = [line for line in lines if line and not line.startswith(noise)]
     message = "; ".join([what, *(line[:500] for line in said[:10])])
     clash = "different checksums" in message or "differ" in message

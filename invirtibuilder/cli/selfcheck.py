@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from invirtibuilder import confine
 from invirtibuilder.apt.signer import Signer
 from invirtibuilder.cli.command import Command, config_file, load_site, show
 from invirtibuilder.errors import Exit, Fault
@@ -57,6 +58,7 @@ def _lines(found: list[Finding]) -> Iterator[str]:
 def _of_site(site: Site) -> Iterator[Finding]:
     yield _programs()
     yield _clock()
+    yield _confinement()
     yield from _signing(site)
     yield from _mirrors(site)
     yield _daemon(site)
@@ -101,6 +103,13 @@ def _clock() -> Finding:
         advice="run chrony or systemd-timesyncd (in a container, on its host): a signature of the"
         " future is no good to APT, nor a ticket to Kerberos",
     )
+
+
+def _confinement() -> Finding:
+    if version := confine.abi():
+        return Finding(what="reprepro", state=OK, detail=f"confined, by Landlock {version} too")
+    advice = "add `landlock` to the kernel's `lsm=`"
+    return Finding(what="reprepro", state=WEAKER, detail=confine.WEAKER, advice=advice)
 
 
 def _tried(what: str, detail: str, trial: Callable[[], object], advice: str) -> Finding:

@@ -8,21 +8,9 @@ import socket
 
 import seccomp
 
+from invirtibuilder.confine import FORBIDDEN, NEWER
 from invirtibuilder.sandbox.kernel import CLONE_NEWUSER
 
-FORBIDDEN = (
-    # keys, introspection, and the subsystems with the worst record
-    *("add_key", "request_key", "keyctl", "bpf", "perf_event_open", "userfaultfd"),
-    *("io_uring_setup", "io_uring_enter", "io_uring_register", "lookup_dcookie", "kcmp"),
-    # mounts and namespaces
-    *("mount", "umount2", "pivot_root", "move_mount", "open_tree", "fsopen", "fsmount"),
-    *("fsconfig", "fspick", "mount_setattr", "setns", "unshare", "quotactl", "quotactl_fd"),
-    # the machine
-    *("kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module"),
-    *("swapon", "swapoff", "reboot", "acct", "syslog", "iopl", "ioperm", "nfsservctl"),
-    *("settimeofday", "clock_settime", "clock_adjtime", "adjtimex", "vhangup"),
-    *("open_by_handle_at", "name_to_handle_at", "fanotify_init"),
-)
 TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423
 """Input for another's terminal, a console's selection, and line disciplines (kernel modules)."""
 
@@ -36,10 +24,6 @@ opens and where nothing is heard."""
 
 PERSONALITIES = 0x8 | 0x20000
 """PER_LINUX32 and UNAME26 (personality(2)); the other bits take protections away."""
-
-NEWER = range(451, 512)
-"""Numbers of calls that came after Debian 12's kernel (6.1), alike on all architectures: programs
-do without them there. One is let in when somebody has looked at it."""
 
 
 def load() -> None:

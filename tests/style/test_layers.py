@@ -13,8 +13,8 @@ from tests.support.repository import TOP, module_name, modules, scripts, tree
 
 # A row imports from the rows above it and, in the order of its own patterns, from itself.
 ROWS: dict[str, tuple[str, ...]] = {
-    "core": ("errors", "model", "states", "run", "files", "tarsafe", "jsonsafe", "order")
-    + ("sockets", "watchdog", "gitcmd", "gitobjects", "yamlread"),
+    "core": ("errors", "model", "states", "run", "confine", "files", "tarsafe", "jsonsafe")
+    + ("order", "sockets", "watchdog", "gitcmd", "gitobjects", "yamlread"),
     "site": ("settings", "configwords", "config", "entries", "spool", "joblog", "pauses")
     + ("aliases", "jobs"),
     "adapters": (
@@ -63,7 +63,7 @@ FOREIGN = {
     "yaml": {"yamlread", "config"},
     "debian": {"apt.exchange", "apt.packages", "apt.publications", "apt.reprepro", "debsource"},
     "inotify_simple": {"daemon"},
-    "seccomp": {"sandbox.kernel", "sandbox.seccomp_filter"},
+    "seccomp": {"confine", "sandbox.kernel", "sandbox.seccomp_filter"},
     "gssapi": {"remctl"},
 }
 SLOW = {"yaml", "debian", "git", "gssapi", "seccomp", "inotify_simple"}

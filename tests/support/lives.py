@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder import config, daemon, errors, model, run
+from invirtibuilder.apt.reprepro import Reprepro
 from invirtibuilder.cli import daemon as cli_daemon
 
 STEPS = frozenset(
@@ -57,12 +58,19 @@ WAYS = (
 
 
 def wrap(folder: Path) -> None:
-    """Programs that go wrong when they are told to, else they are the real ones."""
-    folder.mkdir()
+    """Programs that go wrong when they are told to, each in a folder of its own."""
     for name in TOOLS:
+        (folder / name).mkdir(parents=True)
         text = WRAPPER.format(plan=folder / f"plan.{name}", real=f"/usr/bin/{name}")
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
+        (folder / name / name).write_text(text)
+        (folder / name / name).chmod(0o755)
+
+
+class Free:
+    """No confinement."""
+
+    def enter(self) -> None:
+        pass
 
 
 class Steps:
@@ -91,7 +99,8 @@ class Steps:
         self._told[:] = text.ljust(ROOM, b"\0")
         if self._count == self._die:
             os.kill(os.getpid(), signal.SIGKILL)
-        if event == "subprocess.Popen" and args[0] == self._tool:
+        # reprepro is started by prlimit.
+        if event == "subprocess.Popen" and self._tool in args[1][:4]:
             self._calls += 1
             if self._calls == self._call:
                 self._busy = True
@@ -103,7 +112,11 @@ def live(file: Path, wrappers: Path, life: dict[str, Any], told: mmap.mmap) -> N
     """One life, in the child."""
     for name in TOOLS:
         (wrappers / f"plan.{name}").unlink(missing_ok=True)
-    run.CLEAN["PATH"] = f"{wrappers}:{run.CLEAN['PATH']}"
+    if tool := life.get("tool"):
+        run.CLEAN["PATH"] = f"{wrappers / tool[0]}:{run.CLEAN['PATH']}"
+        if tool[0] == "reprepro":
+            # What comes in its place could neither kill anybody nor start it.
+            Reprepro._confinement = lambda *_: Free()  # type: ignore[assignment,method-assign]
     for name, value in life.get("settings", {}).items():
         module, _, constant = name.rpartition(".")
         owner = importlib.import_module(f"invirtibuilder.{module}")
