@@ -41,8 +41,9 @@ from invirtibuilder.errors import ConfigFault, Denied, Fault, MachineFault, Malf
 from invirtibuilder.hookcall import call
 from invirtibuilder.hooks import Events
 from invirtibuilder.jobs import Job, Jobs
+from invirtibuilder.journal import ERROR, WARNING, Log
 from invirtibuilder.notifier import hooks_of
-from invirtibuilder.runner import Runner
+from invirtibuilder.runner import Runner, fields
 from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.spool import Entry, Request, Spool, local_principal
 from invirtibuilder.stages.context import Context, Wait
@@ -50,7 +51,6 @@ from invirtibuilder.stages.transaction import recover
 from invirtibuilder.stages.validity import ensure_signed, keep_valid
 from invirtibuilder.watchdog import Watchdog
 
-Log = Callable[[str], None]
 ILL = 10.0
 """Seconds until what could not even be written down is tried again."""
 LEAVE = 2.0
@@ -129,11 +129,12 @@ class Daemon:
         for pocket in self.site.pockets.values():
             hosting.ensure_pocket(self._context, pocket)
             if why := recover(self._context, pocket):
-                self.log(why)
+                self.log(why, about={"pocket": pocket.name}, priority=WARNING)
             if pocket.archive_keyring and (request := keyring.refresh(self._context, pocket)):
                 self._spool.put(request)
         for name, why in self._context.jobs.unreadable().items():
-            self.log(f"job {name} cannot be read: {model.printable(why)[:300]}")
+            text = f"job {name} cannot be read: {model.printable(why)[:300]}"
+            self.log(text, about={"job": name}, priority=ERROR)
         self._runner.load()
         answers = Answers(self.site.socket, self._context, self.trusted())
         threads = [
@@ -182,12 +183,13 @@ class Daemon:
     def _tell_what_is_weaker(self) -> None:
         """What is promised less of here than could be. Raises a Fault when no order can be done."""
         if os.geteuid() == 0:
-            self.log("running as root: everything but the sandboxes is this one user's")
+            text = "running as root: everything but the sandboxes is this one user's"
+            self.log(text, priority=WARNING)
         if not confine.abi():
-            self.log(f"reprepro: {confine.WEAKER}")
+            self.log(f"reprepro: {confine.WEAKER}", priority=WARNING)
         for name, engine in self._context.engines.items():
             for weaker in engine.check():
-                self.log(f"worker of {name}: {weaker}")
+                self.log(f"worker of {name}: {weaker}", priority=WARNING)
 
     def stop(self) -> None:
         """End soon; running builds go on and are adopted by the next daemon."""
@@ -216,19 +218,29 @@ class Daemon:
         """Turn the queue's entries into jobs or acts, in order of arrival."""
         for entry in self._spool.entries(self.trusted()):
             if entry.request is None:
-                self.log(f"set aside {entry.path.name}: {model.printable(entry.problem)}")
+                self.log(
+                    f"set aside {entry.path.name}: {entry.problem}",
+                    priority=WARNING,
+                    about={"code": "set-aside"},
+                )
                 self._spool.set_aside(entry)
                 continue
             try:
                 self._act(entry.request)
             except Fault as fault:
                 # The one who asked sees it in `status`; the entry is kept with the reason.
-                self.log(f"{entry.request.action} {entry.request.id}: {fault}")
+                asked = entry.request
+                self.log(
+                    f"{asked.action} {asked.id}: {fault}",
+                    priority=WARNING,
+                    about={"principal": asked.principal, "code": fault.code},
+                )
                 self._spool.set_aside(Entry(path=entry.path, request=None, problem=str(fault)))
                 continue
             except OSError as error:
                 # A full disk, say: the entries stay, in order, and are tried again.
-                self.log(f"{entry.request.action} {entry.request.id} waits: {error}")
+                text = f"{entry.request.action} {entry.request.id} waits: {error}"
+                self.log(text, priority=WARNING, about={"principal": entry.request.principal})
                 break
             entry.path.unlink(missing_ok=True)
         self._runner.wake()
@@ -238,12 +250,13 @@ class Daemon:
         if request.action == "submit":
             if job := submissions.take_up(self._context, request):
                 self._runner.tell(job)
-                self.log(f"job {job.id}: {' '.join(request.args)} by {request.principal}")
+                words = " ".join(request.args)
+                self.log(f"job {job.id}: {words} by {request.principal}", fields(job))
         elif request.action in ("promote", "rollback"):
             job = self._context.jobs.create(request)
             self._runner.tell(job)
             words = " ".join((request.action, *request.args))
-            self.log(f"job {job.id}: {model.printable(words)[:300]} by {request.principal}")
+            self.log(f"job {job.id}: {words[:300]} by {request.principal}", fields(job))
         elif request.action == "cancel":
             self._cancel(request, self._context.jobs.get(request.args[0]))
         elif request.action == "retry":
@@ -270,7 +283,8 @@ class Daemon:
             now = self._context.clock()
             pauses.pause(self.site, scope, by=request.principal, reason=reason[0], now=now)
         what = " ".join((request.action, *request.args))
-        self.log(f"{model.printable(what)} by {model.printable(request.principal)}")
+        about = {} if whole else {"pocket": scope}
+        self.log(f"{what} by {request.principal}", {"principal": request.principal, **about})
 
     def _may_cancel(self, request: Request, name: str) -> bool:
         pocket = self.site.pockets.get(name)
@@ -339,7 +353,7 @@ class Daemon:
             try:
                 due = self._context.events.deliver()
             except OSError as error:
-                self.log(f"events wait: {error}")
+                self.log(f"events wait: {error}", priority=WARNING)
                 due, seconds = None, ILL
             if due is not None:
                 seconds = max(0.2, (due - self._context.clock()).total_seconds())
@@ -359,7 +373,8 @@ class Daemon:
                 if due is None:
                     return
             except (Fault, OSError, Wait) as error:
-                self.log(f"pocket {pocket.name} is not signed again: {error}")
+                text = f"pocket {pocket.name} is not signed again: {error}"
+                self.log(text, about={"pocket": pocket.name}, priority=WARNING)
                 due = ILL
             self._watchdog.beat()
             # Not for long at once: the clock may be set.
@@ -383,12 +398,12 @@ class Daemon:
             # The daemon's start does not wait for programs that somebody else is asking.
             made = acltable.write(self.site, now, ask=ask, wait=ask, stopping=stopping)
         except (OSError, Fault, files.Busy) as error:
-            self.log(f"the doors' table of ACLs waits: {error}")
+            self.log(f"the doors' table of ACLs waits: {error}", priority=WARNING)
             return min(ILL, self.site.acl_refresh)
         if ask:
             for text in made.troubles:
                 if text not in self._troubles:
-                    self.log(f"acl: {text}")
+                    self.log(f"acl: {text}", priority=WARNING)
             self._troubles = made.troubles
         left = (made.expires - now).total_seconds() if made.expires else self.site.acl_refresh
         return max(0.1, min(left, self.site.acl_refresh))

@@ -20,6 +20,7 @@ from invirtibuilder import files, model, pauses
 from invirtibuilder.engine import Attempt
 from invirtibuilder.errors import Fault
 from invirtibuilder.jobs import Job, Status
+from invirtibuilder.journal import ERROR, WARNING, Log
 from invirtibuilder.pipeline import advance
 from invirtibuilder.schedule import Pending, Turn, in_order
 from invirtibuilder.settings import Site
@@ -29,7 +30,6 @@ from invirtibuilder.stages.transaction import COMMITTED
 from invirtibuilder.states import State
 from invirtibuilder.watchdog import Watchdog
 
-Log = Callable[[str], None]
 ILL = 10.0
 """Seconds until what could not even be written down is tried again."""
 LONGEST = timedelta(hours=2)
@@ -75,6 +75,16 @@ def take(context: Context, job: Job) -> None:
         refresh_base(context, job)
     else:
         advance(context, job)
+
+
+def fields(job: Job) -> dict[str, str]:
+    """What a line of the log is about."""
+    return {
+        "job": job.id,
+        "pocket": job.pocket,
+        "package": job.package,
+        "principal": job.request.principal,
+    }
 
 
 class Runner:
@@ -326,7 +336,7 @@ class Runner:
             files.write_json(self.site.queue_view, value)
             self._shown = shown
         except OSError as error:
-            self._log(f"{self.site.queue_view} waits: {error}")
+            self._log(f"{self.site.queue_view} waits: {error}", priority=WARNING)
 
     # Running.
 
@@ -339,17 +349,19 @@ class Runner:
     def _run(self, held: _Held) -> None:
         job = held.job
         try:
-            self._log(f"job {job.id}: {job.status.state}")
+            about = fields(job)
+            self._log(f"job {job.id}: {job.status.state}", about)
             take(self._context, job)
             status = job.status
             reason = status.reasons[0]["message"][:300] if status.reasons else ""
             why = f": {model.printable(reason)}" if reason else ""
-            self._log(f"job {job.id}: {status.state}{why}")
+            code = status.reasons[0]["code"] if status.reasons else ""
+            self._log(f"job {job.id}: {status.state}{why}", {**about, "code": code})
         except Stopping:
             pass
         except OSError as error:
             # Not even the job's state could be written.
-            self._log(f"job {job.id} waits: {error}")
+            self._log(f"job {job.id} waits: {error}", priority=WARNING, about={"job": job.id})
             held.ill = time.monotonic() + ILL
         except BaseException as error:
             self._failure = error
@@ -362,7 +374,8 @@ class Runner:
         try:
             status = held.job.status
         except (OSError, Fault, LookupError, TypeError, ValueError) as error:
-            self._log(f"job {held.job.id} cannot be read: {model.printable(str(error))[:300]}")
+            text = f"job {held.job.id} cannot be read: {model.printable(str(error))[:300]}"
+            self._log(text, priority=ERROR, about={"job": held.job.id})
         with self._lock:
             held.has, held.ahead, held.thread = "", False, None
             if status is None or status.final:

@@ -24,6 +24,7 @@ from typing import IO
 from invirtibuilder import files, model
 from invirtibuilder.engine import GO, receive_descriptors
 from invirtibuilder.errors import DISK_FULL, Blame, Cancelled, Fault, MachineFault, Reason
+from invirtibuilder.journal import ERROR, WARNING, Log, silent
 from invirtibuilder.order import Manifest, Order, ResultWriter, read_order
 from invirtibuilder.phases import build, export
 from invirtibuilder.phases.workshop import Workshop
@@ -42,6 +43,7 @@ def work(
     slots: Sequence[int] = (),
     log_fd: int = 2,
     lock_fd: int | None = None,
+    log: Log = silent,
 ) -> bool:
     """Do one order in a free one of these slots (default: all) and write its result.
 
@@ -91,8 +93,18 @@ def work(
             seconds=round(time.monotonic() - started, 3),
         )
         writer.finish(manifest)
-    _log(log_fd, f"{'done' if manifest.ok else 'failed'} after {manifest.seconds:.1f} s")
+    _log(log_fd, _end(order, manifest, log))
     return manifest.ok
+
+
+def _end(order: Order, manifest: Manifest, log: Log) -> str:
+    """How it ended, which the service's log is told, too."""
+    end = f"{'done' if manifest.ok else 'failed'} after {manifest.seconds:.1f} s"
+    package = str(order.content.get("package", ""))
+    code = manifest.reasons[0].code if manifest.reasons else ""
+    about = {"job": order.job, "package": package, "code": code}
+    log(f"order {order.kind} {order.attempt}: {end}", about)
+    return end
 
 
 def _of_the_machine(error: OSError) -> Fault:
@@ -206,49 +218,52 @@ def _log(fd: int, text: str) -> None:
     os.write(fd, lines.encode())
 
 
-def check(directory: Path, slots: Sequence[int] = ()) -> None:
-    """Say on standard error what this machine promises less of. Raises MachineFault."""
+def check(directory: Path, slots: Sequence[int] = ()) -> list[str]:
+    """What this machine promises less of. Raises MachineFault."""
     found = findings(directory, slots)
     problems = [str(f) for f in found if f.state == MISSING]
     if problems:
         raise MachineFault("\n".join(problems), code="self-check")
-    for finding in found:
-        if finding.state == WEAKER:
-            sys.stderr.write(f"{finding}\n")
-    sys.stderr.flush()
+    return [str(finding) for finding in found if finding.state == WEAKER]
 
 
-def listen(path: Path, directory: Path, slots: Sequence[int] = ()) -> None:
+def listen(path: Path, directory: Path, slots: Sequence[int] = (), *, log: Log) -> None:
     """Serve orders that arrive over a unix socket as descriptors, each in a process of its own.
 
     The socket's permissions say who may send orders. Ends with SIGTERM; running orders go on.
     """
-    check(directory, slots)
+    for weaker in check(directory, slots):
+        log(weaker, priority=WARNING)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with listening(path, backlog=16) as server:
+        log(f"ready: {path}")
         while True:
             connection, _ = server.accept()
             with connection:
                 connection.settimeout(10)
                 with suppress(OSError, Fault):
-                    _accept(connection, directory, slots, server)
+                    _accept(connection, directory, slots, server, log)
 
 
 def _accept(
-    connection: socket.socket, directory: Path, slots: Sequence[int], server: socket.socket
+    connection: socket.socket,
+    directory: Path,
+    slots: Sequence[int],
+    server: socket.socket,
+    log: Log,
 ) -> None:
     data, fds = receive_descriptors(connection, 4)
     try:
         if data == GO and os.fork() == 0:
             server.close()
-            _serve(fds, directory, slots)
+            _serve(fds, directory, slots, log)
         connection.sendall(b"started\n" if data == GO else b"refused\n")
     finally:
         for fd in fds:
             os.close(fd)
 
 
-def _serve(fds: list[int], directory: Path, slots: Sequence[int]) -> None:
+def _serve(fds: list[int], directory: Path, slots: Sequence[int], log: Log) -> None:
     """In the child: one order, then the end of this process."""
     order_fd, result_fd, log_fd, lock_fd = fds
     code = 70
@@ -257,11 +272,13 @@ def _serve(fds: list[int], directory: Path, slots: Sequence[int]) -> None:
         os.setsid()
         os.dup2(log_fd, 2)
         with os.fdopen(order_fd, "rb") as order, os.fdopen(result_fd, "wb") as result:
-            code = 0 if work(directory, order, result, slots=slots, lock_fd=lock_fd) else 4
+            done = work(directory, order, result, slots=slots, lock_fd=lock_fd, log=log)
+            code = 0 if done else 4
     except Cancelled:
         code = 5
     except BaseException as error:
         os.write(log_fd, f"worker: {error!r}\n".encode())
+        log(f"worker: {error!r}", priority=ERROR)
     finally:
         sys.stderr.flush()
         os._exit(code)

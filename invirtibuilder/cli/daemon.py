@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-from contextlib import suppress
 
-from invirtibuilder import model
 from invirtibuilder.cli.command import Command, load_site
 from invirtibuilder.daemon import Daemon
+from invirtibuilder.journal import logger
 
-
-def log(text: str) -> None:
-    """A line with the time on standard error; one that its disk has no room for is left out."""
-    with suppress(OSError):
-        os.write(2, f"{model.iso(model.utcnow())} {text}\n".encode("utf-8", "backslashreplace"))
+log = logger()
+"""Of a service that runs in the foreground."""
 
 
 class RunDaemon(Command):

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from invirtibuilder import worker
+from invirtibuilder import journal, worker
 from invirtibuilder.cli.command import Command
 from invirtibuilder.errors import Exit, MachineFault
 from invirtibuilder.sandbox import slots
@@ -44,10 +44,13 @@ class Worker(Command):
     def run(self, args: argparse.Namespace) -> int:
         args.directory.mkdir(parents=True, exist_ok=True, mode=0o711)
         if args.check:
-            worker.check(args.directory, args.slots)
+            for weaker in worker.check(args.directory, args.slots):
+                sys.stderr.write(f"{weaker}\n")
             return 0
         if args.listen:
-            worker.listen(args.listen, args.directory, args.slots)
+            # Of its own: in the process of an order, standard error is that order's log.
+            log = journal.logger(os.dup(2))
+            worker.listen(args.listen, args.directory, args.slots, log=log)
             return 0
         if sys.stdout.isatty():
             raise MachineFault("standard output is a terminal", hint="worker < ORDER > RESULT")

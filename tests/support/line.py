@@ -215,7 +215,9 @@ def line(made_once: Path, tmp_path: Path) -> Iterator[Line]:
 def daemon(line: Line) -> Iterator[Daemon]:
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     made = Daemon(
-        line.site, lambda text: line.__dict__.setdefault("log", []).append(text), drain=True
+        line.site,
+        lambda text, *_, **__: line.__dict__.setdefault("log", []).append(text),
+        drain=True,
     )
     made._context = line.context
     yield made

@@ -1,0 +1,73 @@
+"""What the daemon and a worker tell the journal, with a socket in its place."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+from pathlib import Path
+
+from invirtibuilder import worker
+from invirtibuilder.daemon import Daemon
+from invirtibuilder.journal import logger
+from invirtibuilder.order import Limits, Order, Room, write_order
+from tests.support.journal import journal, stream
+from tests.support.line import ME, Line
+
+
+def said(lines: list[dict[str, list[bytes]]], name: str) -> set[str]:
+    return {value.decode() for line in lines for value in line.get(name, ())}
+
+
+def test_the_daemons_lines_say_what_they_are_about(
+    line: Line, daemon: Daemon, tmp_path: Path
+) -> None:
+    line.package("greet")
+    good, bad = line.job("dev", "greet"), line.job("dev", "greet", "nowhere")
+    with journal(tmp_path / "socket") as made, (tmp_path / "err").open("wb") as err:
+        daemon.log = logger(err.fileno(), environment=stream(err.fileno()), path=made.path)
+        daemon.run()
+        lines = made.lines()
+    assert (tmp_path / "err").read_bytes() == b""
+    of = {
+        job.id: [each for each in lines if each.get("JOB") == [job.id.encode()]]
+        for job in (good, bad)
+    }
+    for found in of.values():
+        assert found
+        assert said(found, "POCKET") == {"dev"}
+        assert said(found, "PACKAGE") == {"greet"}
+        assert said(found, "PRINCIPAL") == {ME}
+    assert said(of[good.id], "CODE") == set()
+    assert said(of[bad.id], "CODE") == {"commit-unknown"}
+    (ready,) = [each for each in lines if each["MESSAGE"][0].startswith(b"ready: ")]
+    assert ready["PRIORITY"] == [b"6"]
+    assert said(lines, "PRIORITY") == {"4", "6"}
+
+
+def test_a_workers_line_of_an_order(tmp_path: Path) -> None:
+    """It ends at once, as its file system never has as much room as is asked for."""
+    room = Room(suite="bookworm", architecture="amd64", sources="", limits=Limits(reserve=1 << 60))
+    job = "20260102T030405.678901-abcd"
+    content = {"package": "gr\neet"}
+    order = Order(kind="build", job=job, attempt=f"{job}.build-1", room=room, content=content)
+    write_order(tmp_path / "order", order, {})
+    # A place that the account of the ids may pass to, unlike the test's own.
+    directory = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    directory.chmod(0o711)
+    try:
+        with (
+            journal(tmp_path / "socket") as made,
+            (tmp_path / "err").open("wb") as err,
+            (tmp_path / "order").open("rb") as stream_,
+        ):
+            log = logger(err.fileno(), environment=stream(err.fileno()), path=made.path)
+            done = worker.work(directory, stream_, io.BytesIO(), log_fd=err.fileno(), log=log)
+            (told,) = made.lines()
+    finally:
+        shutil.rmtree(directory)
+    assert not done
+    assert told["JOB"] == [job.encode()]
+    assert told["PACKAGE"] == [b"gr\neet"]
+    assert told["CODE"] == [b"disk-full"]
+    assert told["MESSAGE"][0].startswith(f"order build {job}.build-1: failed after ".encode())
