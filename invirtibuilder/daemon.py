@@ -185,6 +185,8 @@ class Daemon:
         if os.geteuid() == 0:
             text = "running as root: everything but the sandboxes is this one user's"
             self.log(text, priority=WARNING)
+        for warning in self.site.warnings:
+            self.log(warning, priority=WARNING)
         if not confine.abi():
             self.log(f"reprepro: {confine.WEAKER}", priority=WARNING)
         for name, engine in self._context.engines.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import sys
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from pathlib import Path
 
 from invirtibuilder import files
 from invirtibuilder.apt import stanza
-from invirtibuilder.errors import Denied, Malformed, NotFound
+from invirtibuilder.errors import Malformed, NotFound
 from invirtibuilder.gitrepo import Repository
 from invirtibuilder.settings import Pocket, Site
-from invirtibuilder.spool import Spool, local_principal
+from invirtibuilder.spool import Spool
 from invirtibuilder.stages import history
 from invirtibuilder.stages.context import LABEL, Context, archive
 from invirtibuilder.stages.transaction import first_publication
@@ -26,13 +25,6 @@ def ensure_site(site: Site) -> None:
 
     Raises Denied for who may not write there.
     """
-    if site.directory.is_dir() and not os.access(site.directory, os.W_OK, effective_ids=True):
-        owner = local_principal(site.directory.stat().st_uid).removeprefix("unix/")
-        raise Denied(
-            f"{site.directory} is {owner}'s, and you may not write there",
-            hint=f"run this as {owner}",
-            code="not-yours",
-        )
     for path in (site.jobs, site.packages, site.archive, site.origs, site.events):
         path.mkdir(parents=True, exist_ok=True)
     site.socket.parent.mkdir(exist_ok=True)

@@ -176,6 +176,21 @@ class Site:
     pockets: Mapping[str, Pocket]
 
     @property
+    def warnings(self) -> list[str]:
+        """What is allowed, and not wise."""
+        found = []
+        for domain in self.domains:
+            here = [p for p in self.pockets.values() if p.domain == domain]
+            loose = ", ".join(p.name for p in here if p.allow_backtracking)
+            strict = ", ".join(p.name for p in here if not p.allow_backtracking)
+            if loose and strict:
+                found.append(
+                    f"trust domain {domain} builds for {loose}, where any commit is accepted, and"
+                    f" for {strict}; give them a trust domain each"
+                )
+        return found
+
+    @property
     def queue(self) -> Path:
         return self.directory / "queue"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,10 +114,11 @@ def _time(field: str) -> datetime | None:
     return datetime.fromtimestamp(int(field), UTC) if field else None
 
 
-def create_key(gnupghome: Path, name: str, mail: str) -> str:
+def create_key(gnupghome: Path, name: str, mail: str, *, before: Sequence[str] = ()) -> str:
     """Make an Ed25519 signing key without passphrase or expiry; returns its fingerprint.
 
-    The home is made when absent. Raises MachineFault, also when the home has a key of that user.
+    The home is made when absent. `before` are words before the command, for root, who has it done
+    as another account. Raises MachineFault, also when the home has a key of that user.
     """
     gnupghome.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
@@ -124,6 +126,7 @@ def create_key(gnupghome: Path, name: str, mail: str) -> str:
             gnupghome,
             *("--status-fd", "1", "--passphrase", "", "--pinentry-mode", "loopback"),
             *("--quick-generate-key", f"{name} <{mail}>", "ed25519", "sign", "never"),
+            before=before,
         )
     except ProcessFault as fault:
         raise MachineFault(f"no signing key was made: {fault}", code="key-not-made") from fault
@@ -133,13 +136,13 @@ def create_key(gnupghome: Path, name: str, mail: str) -> str:
     return found[1]
 
 
-def _gpg(gnupghome: Path, *args: str | bytes) -> Done:
+def _gpg(gnupghome: Path, *args: str | bytes, before: Sequence[str] = ()) -> Done:
     """Run gpg; an argument of bytes is its standard input."""
     data = b"".join(a for a in args if isinstance(a, bytes))
     argv = [a for a in args if isinstance(a, str)]
     modes = [] if "--pinentry-mode" in argv else ["--pinentry-mode", "error"]
     return run(
-        ["gpg", "--homedir", gnupghome, "--batch", "--no-tty", "--quiet", *modes, *argv],
+        [*before, "gpg", "--homedir", gnupghome, "--batch", "--no-tty", "--quiet", *modes, *argv],
         timeout=TIMEOUT,
         stdin=data,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder import acl, acltable, model, yamlread
-from invirtibuilder.cli.command import Command, load_site, say, show, table, the_pocket
+from invirtibuilder.cli.command import Command, own_site, say, show, table, the_pocket
 from invirtibuilder.errors import ConfigFault, Denied, Exit, Malformed, Reason
 from invirtibuilder.settings import ACTIONS, Site
 from invirtibuilder.spool import local_principal
@@ -34,7 +34,7 @@ class Acl(Command):
         tested.add_argument("file", metavar="FILE", type=Path)
 
     def run(self, args: argparse.Namespace) -> int:
-        site = load_site(args)
+        site = own_site(args, writes=args.verb == "compile")
         if args.verb == "show":
             return _show(args, site)
         if args.verb == "explain":

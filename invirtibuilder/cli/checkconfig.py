@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from invirtibuilder.cli.command import Command, config_file, load_site, show
+from invirtibuilder.cli.command import Command, config_file, own_site, say, show
 
 
 class CheckConfig(Command):
@@ -12,7 +12,10 @@ class CheckConfig(Command):
     description = "check the configuration; all findings at once, with file and line"
 
     def run(self, args: argparse.Namespace) -> int:
-        site = load_site(args)
+        site = own_site(args, writes=False)
         text = f"{config_file(args)}: {len(site.pockets)} pockets: {', '.join(site.pockets)}"
-        show(args, {"ok": True, "pockets": list(site.pockets)}, text)
+        for warning in site.warnings:
+            say(f"warning: {warning}")
+        value = {"ok": True, "pockets": list(site.pockets), "warnings": site.warnings}
+        show(args, value, text)
         return 0

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from invirtibuilder import hosting, retention
-from invirtibuilder.cli.command import Command, load_site, show
+from invirtibuilder.cli.command import Command, own_site, show
 from invirtibuilder.daemon import make_context
 
 
@@ -18,7 +18,7 @@ class Collect(Command):
         parser.add_argument("--dry-run", action="store_true", help="only say it")
 
     def run(self, args: argparse.Namespace) -> int:
-        site = load_site(args)
+        site = own_site(args)
         hosting.ensure_site(site)
         found = list(retention.collect(make_context(site), dry_run=args.dry_run))
         size = sum(waste.size for waste in found)

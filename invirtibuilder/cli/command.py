@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from invirtibuilder import config
+from invirtibuilder.accounts import become_owner
 from invirtibuilder.cli.subcommand import Command, say, show, table
 from invirtibuilder.errors import NotFound
 from invirtibuilder.settings import Pocket, Site
@@ -17,6 +18,7 @@ __all__ = [
     "config_file",
     "load_site",
     "me",
+    "own_site",
     "say",
     "show",
     "table",
@@ -27,8 +29,22 @@ DEFAULT_CONFIG = Path("/etc/invirtibuilder/invirtibuilder.yaml")
 
 
 def load_site(args: argparse.Namespace) -> Site:
-    """The configuration: --config, else $INVIRTIBUILDER_CONFIG, else the one in /etc."""
+    """The configuration: --config, else $INVIRTIBUILDER_CONFIG, else the one in /etc.
+
+    For commands that only look, or that ask as whoever runs them.
+    """
     return config.load(config_file(args))
+
+
+def own_site(args: argparse.Namespace, *, writes: bool = True) -> Site:
+    """The same, as the site's own account: root becomes it, and others may not write.
+
+    With `writes` false it is for what reads by git or runs a site's programs, which root should
+    not do, and others may.
+    """
+    site = load_site(args)
+    become_owner(site.directory, who_writes=writes)
+    return site
 
 
 def config_file(args: argparse.Namespace) -> Path:

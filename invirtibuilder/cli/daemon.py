@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from invirtibuilder.cli.command import Command, load_site
+from invirtibuilder.cli.command import Command, own_site
 from invirtibuilder.daemon import Daemon
 from invirtibuilder.journal import logger
 
@@ -22,5 +22,5 @@ class RunDaemon(Command):
         )
 
     def run(self, args: argparse.Namespace) -> int:
-        Daemon(load_site(args), log, drain=args.drain).run()
+        Daemon(own_site(args), log, drain=args.drain).run()
         return 0

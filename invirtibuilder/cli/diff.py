@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from invirtibuilder import differences
-from invirtibuilder.cli.command import Command, load_site, show
+from invirtibuilder.cli.command import Command, own_site, show
 
 
 class Diff(Command):
@@ -18,7 +18,7 @@ class Diff(Command):
         parser.add_argument("b", metavar="B", help="the same; what is new there is added")
 
     def run(self, args: argparse.Namespace) -> int:
-        site = load_site(args)
+        site = own_site(args, writes=False)
         found = differences.compare(site, *differences.sides(site, args.a, args.b))
         show(args, found.as_json(), differences.text(found))
         return 0

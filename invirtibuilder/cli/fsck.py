@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from invirtibuilder.cli.command import Command, load_site, show, the_pocket
+from invirtibuilder.cli.command import Command, own_site, show, the_pocket
 from invirtibuilder.daemon import make_context
 from invirtibuilder.errors import Exit
 from invirtibuilder.fsck import check
@@ -31,7 +31,7 @@ class Fsck(Command):
         parser.add_argument("--repair", action="store_true", help="what is safe, and say it")
 
     def run(self, args: argparse.Namespace) -> int:
-        site = load_site(args)
+        site = own_site(args)
         names = args.pocket or list(site.pockets)
         pockets = [the_pocket(site, name) for name in dict.fromkeys(names)]
         context = make_context(site)

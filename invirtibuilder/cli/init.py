@@ -1,21 +1,24 @@
-"""init: a new site in a directory, with a configuration to start from."""
+"""init: a new site, of this machine or in a directory, with a configuration to start from."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 from pathlib import Path
 
 from invirtibuilder import config, files, hosting
+from invirtibuilder.accounts import become_owner
 from invirtibuilder.apt.signer import create_key
-from invirtibuilder.cli.command import Command, me, say, show
+from invirtibuilder.cli import installed
+from invirtibuilder.cli.command import DEFAULT_CONFIG, Command, me, say, show
 from invirtibuilder.daemon import make_context
 from invirtibuilder.errors import MachineFault
 
 TEMPLATE = """# A site of invirtibuilder, made by `invirtibuilder init`.
 # invirtibuilder.yaml(5) and conf/invirtibuilder.yaml explain every key.
 site:
-  name: {name}
+  name: {name}{keys}
   tagger:
     name: {name} archive
     mail: archive@{name}.invalid
@@ -25,9 +28,7 @@ site:
 hooks: []
 
 # A trust domain has its own worker, bases and layers; what dev builds never meets prod.
-domains:
-  untrusted: {{}}
-  trusted: {{}}
+domains:{domains}
 
 pockets:
   dev:
@@ -60,36 +61,66 @@ pockets:
 
 class Init(Command):
     name = "init"
-    description = "make a site in DIR: its configuration, signing key and three pockets"
+    description = "make a site: its configuration, signing key and three pockets"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("directory", metavar="DIR", type=Path)
+        parser.add_argument(
+            "directory",
+            metavar="DIR",
+            type=Path,
+            nargs="?",
+            help="of one account, in this directory (default: the one of this machine, of the"
+            " accounts that the Debian package has made; for root)",
+        )
         parser.add_argument("--name", default="example", help="the site's name (%(default)s)")
         parser.add_argument("--suite", help="the Debian suite (default: this machine's)")
 
     def run(self, args: argparse.Namespace) -> int:
-        directory = args.directory.absolute()
-        file = directory / "invirtibuilder.yaml"
-        if file.exists():
-            say(f"{file} is there already and stays as it is")
-        else:
-            directory.mkdir(parents=True, exist_ok=True)
-            key = _key(directory / "gnupg", args.name)
-            text = TEMPLATE.format(
-                name=args.name,
-                key=key,
-                suite=args.suite or _suite(),
-                architecture=_architecture(),
-                principal=me(),
-            )
+        own = args.directory
+        file = own.absolute() / "invirtibuilder.yaml" if own else DEFAULT_CONFIG
+        if own:
+            become_owner(own)
+        if not file.exists():
+            text = _of_directory(args, file.parent) if own else _of_machine(args)
             files.write_atomic(file, text)
+        elif os.geteuid() == file.stat().st_uid:
+            say(f"{file} is there already and stays as it is")
         site = config.load(file)
+        # What follows is for the site's account.
+        become_owner(site.directory)
         hosting.ensure_site(site)
         context = make_context(site)
         for pocket in site.pockets.values():
             hosting.ensure_pocket(context, pocket)
+        if not own:
+            say(installed.told())
         show(args, {"config": str(file), "pockets": list(site.pockets)}, str(file))
         return 0
+
+
+def _of_directory(args: argparse.Namespace, directory: Path) -> str:
+    """The configuration of a site in a directory, whose owner does everything."""
+    directory.mkdir(parents=True, exist_ok=True)
+    key = _key(directory / "gnupg", args.name)
+    return _text(args, key=key, keys="", domains="\n  untrusted: {}\n  trusted: {}")
+
+
+def _of_machine(args: argparse.Namespace) -> str:
+    """The configuration of the installed site, whose accounts are separate."""
+    key = installed.prepare(args.name)
+    return _text(args, key=key, keys=installed.KEYS, domains=installed.DOMAINS)
+
+
+def _text(args: argparse.Namespace, *, key: str, keys: str, domains: str) -> str:
+    return TEMPLATE.format(
+        name=args.name,
+        keys=keys,
+        key=key,
+        domains=domains,
+        suite=args.suite or _suite(),
+        architecture=_architecture(),
+        principal=me(),
+    )
 
 
 def _key(home: Path, name: str) -> str:

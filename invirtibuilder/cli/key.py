@@ -6,6 +6,7 @@ import argparse
 from datetime import datetime
 
 from invirtibuilder import model
+from invirtibuilder.accounts import become_owner
 from invirtibuilder.apt.signer import Signer, create_key
 from invirtibuilder.cli.command import Command, load_site, show, table, the_pocket
 from invirtibuilder.settings import Signing, Site
@@ -44,6 +45,7 @@ class KeyCommand(Command):
 
     def _new(self, args: argparse.Namespace, site: Site) -> None:
         pocket = the_pocket(site, args.pocket)
+        become_owner(pocket.signing.home)
         # A home has one key of a user only: `gpg --local-user` could not tell them apart.
         stamp = model.stamp(model.utcnow())
         mail = f"archive+{stamp.lower()}@{site.name}.invalid"

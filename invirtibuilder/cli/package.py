@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from invirtibuilder import acltable, files, hosting, model
-from invirtibuilder.cli.command import Command, load_site, show, table
+from invirtibuilder.cli.command import Command, own_site, show, table
 from invirtibuilder.settings import Site
 
 
@@ -30,7 +30,7 @@ class Package(Command):
         )
 
     def run(self, args: argparse.Namespace) -> int:
-        site = load_site(args)
+        site = own_site(args, writes=args.verb == "create")
         if args.verb == "create":
             name = model.package_name(args.package)
             hosting.create_package(site, name, args.source)

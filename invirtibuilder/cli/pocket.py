@@ -8,12 +8,24 @@ import json
 import os
 import stat
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from invirtibuilder import config, files, hosting, model
+from invirtibuilder.accounts import NotYours
 from invirtibuilder.apt.stanza import preferences
-from invirtibuilder.cli.command import Command, config_file, load_site, say, show, table, the_pocket
+from invirtibuilder.cli.command import (
+    Command,
+    config_file,
+    load_site,
+    own_site,
+    say,
+    show,
+    table,
+    the_pocket,
+)
 from invirtibuilder.daemon import make_context
+from invirtibuilder.errors import Malformed
 from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.stages.context import LABEL, archive
 from invirtibuilder.superproject import Superproject
@@ -46,7 +58,10 @@ class PocketCommand(Command):
         created.add_argument("--like", metavar="POCKET", help="take ACL and domain from this one")
 
     def run(self, args: argparse.Namespace) -> int:
-        site = load_site(args)
+        if args.verb == "create":
+            self._create(args)
+            return 0
+        site = own_site(args, writes=False)
         if args.verb == "list":
             values = [_brief(site, pocket) for pocket in site.pockets.values()]
             rows: list[tuple[str, ...]] = [
@@ -54,39 +69,62 @@ class PocketCommand(Command):
             ]
             rows += [tuple(str(v) for v in value.values()) for value in values]
             show(args, values, table(rows))
-        elif args.verb == "show":
+        else:
             pocket = the_pocket(site, args.pocket)
             value = _whole(site, pocket)
             show(args, value, _text(value))
-        else:
-            self._create(args, site)
         return 0
 
-    def _create(self, args: argparse.Namespace, site: Site) -> None:
+    def _create(self, args: argparse.Namespace) -> None:
         name = model.pocket_name(args.pocket)
+        site = load_site(args)
         if name not in site.pockets:
-            file = config_file(args).resolve()
             like = the_pocket(site, args.like) if args.like else next(iter(site.pockets.values()))
-            text = hosting.add_pocket(file, name, _settings(args, like))
-            beside = file.with_name(f".{file.name}.new")
-            status = file.stat()
-            # Hooks' secrets may be in it.
-            files.write_atomic(beside, text, mode=stat.S_IMODE(status.st_mode))
-            try:
-                os.chown(beside, status.st_uid, status.st_gid)
-                # The whole new file is checked before it takes the old one's place.
-                config.load(beside)
-                beside.replace(file)
-            finally:
-                beside.unlink(missing_ok=True)
-            say(f"{file}: pocket {name} added; restart the daemon to make it known there")
-            site = config.load(file)
+            _configure(config_file(args).resolve(), name, _settings(args, site, like))
+        # What follows is the site's account's, who need not be the one of the configuration.
+        site = own_site(args)
         hosting.ensure_site(site)
         hosting.ensure_pocket(make_context(site), site.pockets[name])
         show(args, _brief(site, site.pockets[name]), f"pocket {name} is ready")
 
 
-def _settings(args: argparse.Namespace, like: Pocket) -> dict[str, str]:
+def _configure(file: Path, name: str, settings: dict[str, str]) -> None:
+    """Add a pocket to the configuration. Raises Denied for who may not change that."""
+    text = hosting.add_pocket(file, name, settings)
+    beside = file.with_name(f".{file.name}.new")
+    status = file.stat()
+    if not os.access(file.parent, os.W_OK, effective_ids=True):
+        raise NotYours(file, status.st_uid)
+    # Hooks' secrets may be in it.
+    files.write_atomic(beside, text, mode=stat.S_IMODE(status.st_mode))
+    try:
+        os.chown(beside, status.st_uid, status.st_gid)
+        # The whole new file is checked before it takes the old one's place.
+        config.load(beside)
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+    say(f"{file}: pocket {name} added; restart the daemon to make it known there")
+
+
+def _fitting(site: Site, like: str, *, backtracking: bool) -> str:
+    """The trust domain of a new pocket: `like`, unless pockets of the other kind are built there.
+
+    Raises Malformed when there is none.
+    """
+    others = {p.domain for p in site.pockets.values() if p.allow_backtracking != backtracking}
+    for name in (like, *site.domains):
+        if name not in others:
+            return name
+    kind = "only pockets without" if backtracking else "pockets with"
+    raise Malformed(
+        f"every trust domain builds for {kind} allow_backtracking",
+        hint="add one below `domains:` of the configuration, with a worker of its own",
+        code="mixed-domain",
+    )
+
+
+def _settings(args: argparse.Namespace, site: Site, like: Pocket) -> dict[str, str]:
     """A new pocket's keys as YAML on one line each (JSON is YAML)."""
     acl = {
         action: [
@@ -99,7 +137,7 @@ def _settings(args: argparse.Namespace, like: Pocket) -> dict[str, str]:
     settings = {
         "suite": args.suite or like.suite,
         "allow_backtracking": "true" if args.allow_backtracking else "false",
-        "trust_domain": like.domain,
+        "trust_domain": _fitting(site, like.domain, backtracking=args.allow_backtracking),
     }
     return {**settings, "acl": json.dumps(acl)} if acl else settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from invirtibuilder import files, rebuild
-from invirtibuilder.cli.command import Command, load_site, show
+from invirtibuilder.cli.command import Command, own_site, show
 from invirtibuilder.daemon import make_context
 from invirtibuilder.errors import Exit, MachineFault
 from invirtibuilder.fsck import check
@@ -16,7 +16,7 @@ class RebuildState(Command):
     description = "make job history, reprepro's databases and publications anew from git"
 
     def run(self, args: argparse.Namespace) -> int:
-        site = load_site(args)
+        site = own_site(args)
         site.socket.parent.mkdir(parents=True, exist_ok=True)
         try:
             with files.locked(site.socket.parent / "daemon.lock", wait=False):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from invirtibuilder import confine
 from invirtibuilder.apt.signer import Signer
-from invirtibuilder.cli.command import Command, config_file, load_site, show
+from invirtibuilder.cli.command import Command, config_file, own_site, show
 from invirtibuilder.errors import Exit, Fault
 from invirtibuilder.run import CLEAN
 from invirtibuilder.sandbox import kernel, kvm
@@ -35,7 +35,7 @@ class SelfCheck(Command):
     def run(self, args: argparse.Namespace) -> int:
         named = args.config or os.environ.get("INVIRTIBUILDER_CONFIG")
         if named or config_file(args).exists():
-            found = list(_of_site(load_site(args)))
+            found = list(_of_site(own_site(args, writes=False)))
         else:
             found = [_clock(), *_of_worker(Path.home() / ".cache" / "invirtibuilder", range(0))]
         good = all(finding.state != MISSING for finding in found)

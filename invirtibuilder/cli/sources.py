@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from invirtibuilder import hosting
-from invirtibuilder.cli.command import Command, load_site, show, the_pocket
+from invirtibuilder.cli.command import Command, own_site, show, the_pocket
 
 
 class Sources(Command):
@@ -37,7 +37,7 @@ class Sources(Command):
         )
 
     def run(self, args: argparse.Namespace) -> int:
-        site = load_site(args)
+        site = own_site(args, writes=False)
         pocket = the_pocket(site, args.pocket)
         client = hosting.client(site, pocket, at=args.at or "", keyring=args.keyring)
         text = client.sources if args.at else client.text

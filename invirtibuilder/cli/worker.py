@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from invirtibuilder import journal, worker
+from invirtibuilder.accounts import become_owner
 from invirtibuilder.cli.command import Command
 from invirtibuilder.errors import Exit, MachineFault
 from invirtibuilder.sandbox import slots
@@ -42,6 +43,7 @@ class Worker(Command):
         parser.add_argument("--lock-fd", type=int, help=argparse.SUPPRESS)
 
     def run(self, args: argparse.Namespace) -> int:
+        become_owner(args.directory)
         args.directory.mkdir(parents=True, exist_ok=True, mode=0o711)
         if args.check:
             for weaker in worker.check(args.directory, args.slots):

@@ -312,7 +312,7 @@ def test_a_new_pocket_keeps_the_configurations_comments_and_mode(own: Place) -> 
     # Hooks' secrets may be in it.
     assert own.config.stat().st_mode & 0o777 == 0o600
     pocket = own.site.pockets["hot"]
-    assert (pocket.allow_backtracking, pocket.domain) == (True, "trusted")
+    assert (pocket.allow_backtracking, pocket.domain) == (True, "untrusted")
     assert pocket.acl["submit"] == own.site.pockets["staging"].acl["submit"]
     assert own.json("pocket", "show", "hot")["publication"] == 1
     # Once more is fine, and adds nothing.

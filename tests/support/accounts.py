@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pwd
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -60,10 +59,3 @@ def made_accounts(ids: Ids) -> Iterator[Accounts]:
         for role in ("queue", "orders"):
             with suppress(ProcessFault):
                 run(["groupdel", names[role]])
-
-
-def as_account(name: str) -> list[str]:
-    """The words before a command that is to run as this account."""
-    entry = pwd.getpwnam(name)
-    ids = (f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}")
-    return ["setpriv", *ids, "--init-groups"]

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import inotify_simple
-import yaml
 
 from invirtibuilder.run import CLEAN, Done, run
 from invirtibuilder.sandbox.base import Base
@@ -117,10 +116,13 @@ done
 
 
 @contextlib.contextmanager
-def installed(base: Base | None = None, ids: Ids | None = None) -> Iterator[Installed]:
+def installed(
+    base: Base | None = None, ids: Ids | None = None, *, begun: bool = True
+) -> Iterator[Installed]:
     """The system: accounts, code, directories and a site of `init`, nothing of which is running.
 
-    With a base, the workers share it and have its subordinate ids.
+    With a base, the workers share it and have its subordinate ids. Without `begun` there is no
+    site yet.
     """
     disk = Path(tempfile.mkdtemp(prefix="invirtibuilder-installed-", dir="/var/tmp"))
     disk.chmod(0o755)
@@ -139,6 +141,8 @@ def installed(base: Base | None = None, ids: Ids | None = None) -> Iterator[Inst
             children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text()
             made = Installed(first=int(children.split()[0]), disk=disk)
             _furnish(made, base, ids)
+            if begun:
+                made.run("/usr/bin/invirtibuilder", "init", "--name", "test")
             yield made
         finally:
             outer.kill()
@@ -178,7 +182,6 @@ def _furnish(made: Installed, base: Base | None, ids: Ids | None) -> None:
                 'install -d -o "$1" -g "$1" "$2" && ln -s "$3" "$2/bases"',
                 *(name, f"{ACCOUNTS[name]}/slot-1", base.directory.parents[1]),
             )
-    _configure(made)
 
 
 def _directory(made: Installed, account: str, path: str, mode: int) -> None:
@@ -187,18 +190,3 @@ def _directory(made: Installed, account: str, path: str, mode: int) -> None:
         'mkdir -p "$1" "$2" && mount --bind "$2" "$1" && chown "$3:$3" "$1" && chmod "$4" "$1"',
         *(path, made.disk / account, account, f"{mode:o}"),
     )
-
-
-def _configure(made: Installed) -> None:
-    """A site as `init` makes it, of separate accounts."""
-    made.cli("invirtibuilder", "init", str(SITE), "--name", "test")
-    folder = made.path(CONFIG.parent)
-    folder.mkdir(exist_ok=True)
-    value = yaml.safe_load(made.path(SITE / CONFIG.name).read_text())
-    value["site"] |= {"directory": str(SITE), "queue_group": "ib-submit"}
-    value["site"]["signing"]["home"] = str(SITE / "gnupg")
-    value["domains"] = {
-        name: {"socket": f"/run/invirtibuilder/worker-{name}.sock"}
-        for name in ("trusted", "untrusted")
-    }
-    made.path(CONFIG).write_text(yaml.safe_dump(value, sort_keys=False))

@@ -15,11 +15,12 @@ from pathlib import Path
 import inotify_simple
 import pytest
 
+from invirtibuilder.accounts import as_account
 from invirtibuilder.run import CLEAN, run
 from invirtibuilder.sandbox.base import Base
 from invirtibuilder.sandbox.ids import Ids
 from tests.support import packages
-from tests.support.accounts import Accounts, as_account, made_accounts
+from tests.support.accounts import Accounts, made_accounts
 from tests.support.sites import TOP, TestSite
 
 pytestmark = pytest.mark.root

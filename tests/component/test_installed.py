@@ -1,0 +1,179 @@
+"""The installed site: what `init` makes, and that no command of root's gets in its way."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from invirtibuilder.errors import Exit
+from tests.support.installed import CONFIG, SITE, Installed, installed
+
+pytestmark = pytest.mark.root
+
+MODES = {
+    "": "drwxr-xr-x invirtibuilder:invirtibuilder",
+    "queue/new": "drwxrwx--T invirtibuilder:ib-submit",
+    "queue/tmp": "drwxrwx--T invirtibuilder:ib-submit",
+    "queue/bad": "drwxr-xr-x invirtibuilder:invirtibuilder",
+    "jobs": "drwxr-xr-x invirtibuilder:invirtibuilder",
+    "events": "drwxr-xr-x invirtibuilder:invirtibuilder",
+    "run": "drwxr-xr-x invirtibuilder:invirtibuilder",
+    "superproject.git": "drwxr-xr-x invirtibuilder:invirtibuilder",
+    "archive": "drwxr-xr-x invirtibuilder:invirtibuilder",
+    "archive/dev/private": "drwx------ invirtibuilder:invirtibuilder",
+    "gnupg": "drwx------ invirtibuilder:invirtibuilder",
+}
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[Installed]:
+    with installed() as made:
+        yield made
+
+
+def owners(system: Installed) -> set[str]:
+    """To whom what is in the site's directory belongs."""
+    found = system.run("find", SITE, "-xdev", "-printf", "%u\\n").text
+    return set(found.splitlines())
+
+
+def test_owners_and_modes(system: Installed) -> None:
+    paths = [SITE / name for name in MODES]
+    lines = system.run("stat", "-c", "%A %U:%G", "--", *paths).text.splitlines()
+    assert dict(zip(MODES, lines, strict=True)) == MODES
+    assert owners(system) == {"invirtibuilder"}
+    assert system.run("stat", "-c", "%A %U:%G", CONFIG).text == "-rw-r--r-- root:root"
+
+
+def test_backtracking_pockets_have_another_domain(system: Installed) -> None:
+    value = yaml.safe_load(system.path(CONFIG).read_text())
+    domains = {pocket["trust_domain"] for pocket in value["pockets"].values()}
+    assert set(value["domains"]) == domains == {"trusted", "untrusted"}
+    loose = [p for p in value["pockets"].values() if p.get("allow_backtracking")]
+    assert {p["trust_domain"] for p in loose} == {"untrusted"}
+    assert b"warning" not in system.cli("root", "check-config").err
+    system.cli("root", "pocket", "create", "hot", "--allow-backtracking", "--like", "prod")
+    value = yaml.safe_load(system.path(CONFIG).read_text())
+    assert value["pockets"]["hot"]["trust_domain"] == "untrusted"
+    assert system.run("stat", "-c", "%U", CONFIG).text == "root"
+    text = system.path(CONFIG).read_text()
+    system.path(CONFIG).write_text(text.replace("domain: untrusted", "domain: trusted"))
+    try:
+        said = system.cli("root", "check-config").err
+        assert b"trust domain trusted builds for dev, hot, where any commit is accepted" in said
+        done = system.cli("root", "pocket", "create", "other", "--allow-backtracking", check=False)
+        assert (done.code, b"trust_domain: untrusted" in done.err) == (Exit.OK, False)
+    finally:
+        system.path(CONFIG).write_text(text)
+
+
+def test_once_more(system: Installed) -> None:
+    before = system.path(CONFIG).read_bytes()
+    done = system.cli("root", "init")
+    assert b"is there already and stays as it is" in done.err
+    assert b"/usr/share/invirtibuilder/without-systemd start" in done.err
+    assert system.path(CONFIG).read_bytes() == before
+    assert owners(system) == {"invirtibuilder"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["package", "create", "hello"],
+        ["package", "list"],
+        ["pocket", "create", "fresh"],
+        ["pocket", "show", "dev"],
+        ["key", "new", "prod"],
+        ["key", "list"],
+        ["acl", "compile"],
+        ["acl", "show"],
+        ["sources", "dev"],
+        ["diff", "dev", "prod"],
+        ["fsck", "--repair"],
+        ["gc"],
+        ["rebuild-state"],
+        ["check-config"],
+        ["daemon", "--drain"],
+        ["status"],
+        ["queue"],
+        ["base", "refresh", "prod"],
+    ],
+    ids=" ".join,
+)
+def test_what_root_runs_is_not_in_the_daemons_way(system: Installed, words: list[str]) -> None:
+    done = system.cli("root", *words)
+    assert done.code == 0
+    assert owners(system) - {"invirtibuilder"} <= ({"root"} if words[0] == "base" else set())
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["init"], "or as root"),
+        (["package", "create", "hello"], "run this as invirtibuilder, or as root"),
+        (["pocket", "create", "mine"], "run this as root"),
+        (["acl", "compile"], "run this as invirtibuilder, or as root"),
+        (["fsck"], "run this as invirtibuilder, or as root"),
+        (["gc", "--dry-run"], "run this as invirtibuilder, or as root"),
+        (["rebuild-state"], "run this as invirtibuilder, or as root"),
+        (["daemon"], "run this as invirtibuilder, or as root"),
+        (["key", "new", "prod"], "run this as invirtibuilder, or as root"),
+        (["submit", "dev", "hello", "main"], "queue_group"),
+        (["worker", "--check", "--directory", "/var/lib/ib-build"], "run this as ib-build"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_others_are_told_as_whom(system: Installed, words: list[str], hint: str) -> None:
+    done = system.cli("ib-notify", *words, check=False)
+    assert (done.code, hint in done.err.decode()) == (Exit.DENIED, True), done.err.decode()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["package", "list"], ["pocket", "list"], ["sources", "dev"], ["status"], ["check-config"]],
+    ids=" ".join,
+)
+def test_everybody_may_look(system: Installed, words: list[str]) -> None:
+    assert system.cli("ib-notify", *words).code == 0
+
+
+def test_a_half_made_site_is_not_begun_again(system: Installed) -> None:
+    config = system.path(CONFIG)
+    kept = config.with_name("kept")
+    config.rename(kept)
+    try:
+        done = system.cli("root", "init", check=False)
+        assert done.code == Exit.MACHINE
+        said = done.err.decode()
+        for path in ("gnupg", "superproject.git", "archive", "jobs", "packages"):
+            assert f"{SITE}/{path}" in said
+        assert "put the configuration back" in said
+        assert not config.exists()
+    finally:
+        kept.rename(config)
+    assert system.cli("root", "init").code == 0
+
+
+def test_what_an_interrupted_init_left_is_begun_anew(tmp_path: Path) -> None:
+    with installed(begun=False) as system:
+        done = system.cli("ib-notify", "init", check=False)
+        assert (done.code, b"`invirtibuilder init DIR`" in done.err) == (Exit.DENIED, True)
+        system.run("userdel", "ib-notify")
+        done = system.cli("root", "init", check=False)
+        assert done.code == Exit.MACHINE
+        assert b"no account ib-notify" in done.err
+        system.run("useradd", "--system", "ib-notify")
+        system.run("gpasswd", "-d", "invirtibuilder", "ib-submit")
+        done = system.cli("root", "init", check=False)
+        assert b"adduser invirtibuilder ib-submit" in done.err
+        system.run("usermod", "-aG", "ib-submit", "invirtibuilder")
+        # What a run that was killed while gpg made the key leaves behind.
+        system.sh('mkdir -m 700 "$1/.gnupg.new" && chown invirtibuilder "$1/.gnupg.new"', SITE)
+        system.cli("root", "init")
+        status = system.path(SITE / "gnupg").stat()
+        assert stat.S_IMODE(status.st_mode) == 0o700
+        assert not system.path(SITE / ".gnupg.new").exists()
