@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -49,8 +50,11 @@ def load(file: Path) -> Site:
 def _path(value: Value, base: Path, default: Path, *, must_exist: bool = False) -> Path:
     """A path; relative ones start at the configuration file's directory."""
     path = base / value.text(str(default))
-    if must_exist and not value.absent and not path.exists():
-        value.problem(f"{path} does not exist")
+    if must_exist and not value.absent:
+        # What one service may not look at is another's: it cannot say that it is not there.
+        with suppress(PermissionError):
+            if not path.exists():
+                value.problem(f"{path} does not exist")
     return path
 
 

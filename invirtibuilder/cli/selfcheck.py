@@ -62,6 +62,8 @@ def _of_site(site: Site) -> Iterator[Finding]:
     yield from _signing(site)
     yield from _mirrors(site)
     yield _daemon(site)
+    if site.notifier:
+        yield _notifier(site.notifier)
     for pocket in site.pockets.values():
         if pocket.isolation != "chroot":
             yield _isolation(pocket)
@@ -188,6 +190,11 @@ def _daemon(site: Site) -> Finding:
     )
     # A socket that nobody listens to is in no one's way; submissions are just not answered.
     return finding if finding.state == OK else replace(finding, state=WEAKER)
+
+
+def _notifier(path: Path) -> Finding:
+    advice = "start `invirtibuilder notifier --listen` as its account: events wait for it"
+    return _tried("notifier", str(path), lambda: _connected(path), advice)
 
 
 def _listener(domain: Domain) -> Finding:

@@ -80,6 +80,7 @@ def test_what_is_missing(own: Place, capsys: pytest.CaptureFixture[str]) -> None
     own.config.write_text(text.replace(f"127.0.0.1:{port}", "127.0.0.1:1", 1))
     own.edit("untrusted: {}", "untrusted: {socket: run/worker.sock}")
     site.socket.parent.mkdir(exist_ok=True)
+    own.edit("site:\n", "site:\n  notifier: run/notify.sock\n")
     # Left by a daemon that was killed.
     with listener(site.socket):
         pass
@@ -87,12 +88,14 @@ def test_what_is_missing(own: Place, capsys: pytest.CaptureFixture[str]) -> None
     missing = {what for what, finding in found.items() if finding["state"] == "missing"}
     assert code == 71
     assert missing == {
-        *("signing key", "mirror 127.0.0.1:1", "worker (untrusted)"),
+        *("signing key", "mirror 127.0.0.1:1", "worker (untrusted)", "notifier"),
         "directory (trusted)",
     }
     assert found["daemon"]["state"] == "weaker"
-    with listener(own.directory / "run" / "worker.sock"):
-        assert checked(own, capsys)[1]["worker (untrusted)"]["state"] == "ok"
+    run = own.directory / "run"
+    with listener(run / "worker.sock"), listener(run / "notify.sock"):
+        found = checked(own, capsys)[1]
+    assert [found[what]["state"] for what in ("worker (untrusted)", "notifier")] == ["ok", "ok"]
 
 
 def test_isolations_of_pockets(
