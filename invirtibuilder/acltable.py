@@ -10,7 +10,7 @@ stays until then, and no longer; nobody else's rights are touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,7 +26,8 @@ LIFE = 3
 """Times `acl_refresh`: how long a program's answer counts."""
 MAX_TABLE = 256 << 20
 AT_THE_DOOR = ("submit", "promote", "rollback", "cancel", "read")
-"""Who may do one of these in some pocket is let in by remctld."""
+"""Who may do one of these in some pocket is let in by remctld, and who administers the site."""
+ADMINISTER = "administer"
 
 Key = tuple[str, str, str]  # program, pocket, action
 
@@ -72,7 +73,10 @@ class Compiled:
     def troubles(self) -> list[str]:
         """What went wrong, a line each, with its pocket."""
         pockets = self.door["pockets"].items()
-        return [f"pocket {name}: {text}" for name, value in pockets for text in value["troubles"]]
+        return [
+            *(f"administrators: {text}" for text in self.door["troubles"]),
+            *(f"pocket {name}: {text}" for name, value in pockets for text in value["troubles"]),
+        ]
 
 
 def compile(
@@ -88,6 +92,8 @@ def compile(
     """
     compiler = _Compiler(site, now, lambda: ask and not stopping())
     pockets = {name: compiler.pocket(pocket) for name, pocket in site.pockets.items()}
+    troubles: list[str] = []
+    administrators = compiler.names(site.administrators, "", ADMINISTER, troubles)
     door = {
         "v": VERSION,
         "site": site.name,
@@ -96,12 +102,14 @@ def compile(
         "socket": str(site.socket),
         "written": model.iso(now),
         "pockets": pockets,
+        "administrators": administrators,
+        "troubles": troubles,
         "packages": hosting.package_names(site),
     }
     ends = [held.time + compiler.life for held in compiler.answers.values()]
     return Compiled(
         door=door,
-        submitters=_submitters(pockets),
+        submitters=_submitters(pockets, administrators),
         answers=compiler.answers,
         expires=min(ends, default=None),
     )
@@ -145,14 +153,8 @@ class _Compiler:
         troubles: list[str] = []
         actions = {}
         for action, entries in pocket.acl.items():
-            names: set[str] = set()
-            for entry in entries:
-                names |= self._names(entry, pocket.name, action, troubles)
-            actions[action] = sorted(names)
+            actions[action] = self.names(entries, pocket.name, action, troubles)
         ends = [h.time + self.life for key, h in self.answers.items() if key[1] == pocket.name]
-        for name in sorted({name for action in AT_THE_DOOR for name in actions[action]}):
-            if not _local(name) and not _fits(name):
-                troubles.append(f"{name!r}: not in remctld's list, whose names have no spaces")
         return {
             "description": pocket.description,
             "suite": pocket.suite,
@@ -162,6 +164,18 @@ class _Compiler:
             "sources": self._sources(pocket, troubles),
             "troubles": list(dict.fromkeys(troubles)),
         }
+
+    def names(
+        self, entries: Sequence[AclEntry], pocket: str, action: str, troubles: list[str]
+    ) -> list[str]:
+        """Who may, by all of these entries."""
+        found: set[str] = set()
+        for entry in entries:
+            found |= self._names(entry, pocket, action, troubles)
+        for name in sorted(found):
+            if not _local(name) and not _fits(name):
+                troubles.append(f"{name!r}: not in remctld's list, whose names have no spaces")
+        return sorted(found)
 
     def _names(
         self, entry: AclEntry, pocket: str, action: str, troubles: list[str]
@@ -211,7 +225,7 @@ def _fits(name: str) -> bool:
     return not any(c.isspace() for c in name) and not name.startswith("#")
 
 
-def _submitters(pockets: Mapping[str, Any]) -> str:
+def _submitters(pockets: Mapping[str, Any], administrators: Sequence[str]) -> str:
     """Everybody who may ask for something in some pocket, one a line.
 
     With `princ:`, so that a name with a colon is not taken for another kind of rule, nor one
@@ -222,7 +236,7 @@ def _submitters(pockets: Mapping[str, Any]) -> str:
         for pocket in pockets.values()
         for action in AT_THE_DOOR
         for name in pocket["actions"][action]
-    }
+    } | set(administrators)
     return "".join(f"princ:{name}\n" for name in sorted(names) if not _local(name) and _fits(name))
 
 

@@ -63,6 +63,7 @@ def _site(root: Value, file: Path) -> Site:
     keys = (
         *("name", "directory", "url", "git_url", "tagger", "signing"),
         *("doors", "max_push", "queue_group", "acl_refresh", "reserve", "notifier"),
+        "administrators",
     )
     site = top["site"].record(*keys, required=("name", "tagger", "signing"))
     base = file.parent
@@ -92,6 +93,7 @@ def _site(root: Value, file: Path) -> Site:
         max_push=site["max_push"].size(1 << 30) or 1 << 30,
         acl_refresh=site["acl_refresh"].duration(300) or 300,
         notifier=notifier,
+        administrators=_who(site["administrators"], base, None, "file"),
         hooks=hooks,
         domains=domains,
         pockets={
@@ -338,22 +340,28 @@ def _limits(value: Value, default: Limits) -> Limits:
 def _acl(value: Value, base: Path, notifier: Path | None) -> dict[str, tuple[AclEntry, ...]]:
     acl: dict[str, tuple[AclEntry, ...]] = dict.fromkeys(ACTIONS, ())
     for action, entry in value.record(*ACTIONS).items():
-        entries = []
-        for item in entry.items():
-            where = f"{item.problems.file}:{item.line}"
-            if isinstance(item.node, yaml.MappingNode):
-                keys = item.record("file", "command")
-                if keys["file"].absent == keys["command"].absent:
-                    item.problem("needs either `file` or `command`")
-                kind = "command" if keys["file"].absent else "file"
-                path = _path(keys[kind], base, Path("/nonexistent"), must_exist=True)
-                entries.append(
-                    AclEntry(where=where, notifier=notifier, **{kind: path})  # type: ignore[arg-type]
-                )
-            else:
-                entries.append(AclEntry(principal=item.text("", model.principal), where=where))
-        acl[action] = tuple(entries)
+        acl[action] = _who(entry, base, notifier, "file", "command")
     return acl
+
+
+def _who(value: Value, base: Path, notifier: Path | None, *kinds: str) -> tuple[AclEntry, ...]:
+    """Principals, and sources of such of these kinds."""
+    entries = []
+    for item in value.items():
+        where = f"{item.problems.file}:{item.line}"
+        if isinstance(item.node, yaml.MappingNode):
+            named = [(kind, key) for kind, key in item.record(*kinds).items() if not key.absent]
+            if len(named) != 1:
+                item.problem(f"needs {'either ' * (len(kinds) > 1)}`{'` or `'.join(kinds)}`")
+                continue
+            kind, key = named[0]
+            path = _path(key, base, Path("/nonexistent"), must_exist=True)
+            entries.append(
+                AclEntry(where=where, notifier=notifier, **{kind: path})  # type: ignore[arg-type]
+            )
+        else:
+            entries.append(AclEntry(principal=item.text("", model.principal), where=where))
+    return tuple(entries)
 
 
 def _check_pockets(root: Value, site: Site) -> None:

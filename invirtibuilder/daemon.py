@@ -25,7 +25,9 @@ from inotify_simple import INotify, flags
 from invirtibuilder import (
     acl,
     acltable,
+    acts,
     confine,
+    entries,
     files,
     hosting,
     keyring,
@@ -36,7 +38,6 @@ from invirtibuilder import (
 )
 from invirtibuilder.answers import Answers
 from invirtibuilder.engine import ChildEngine, Engine, SocketEngine
-from invirtibuilder.entries import WHOLE
 from invirtibuilder.errors import ConfigFault, Denied, Fault, MachineFault, Malformed, NotFound
 from invirtibuilder.hookcall import call
 from invirtibuilder.hooks import Events
@@ -263,22 +264,27 @@ class Daemon:
             self._cancel(request, self._context.jobs.get(request.args[0]))
         elif request.action == "retry":
             self._retry(request, self._context.jobs.get(request.args[0]))
-        elif request.action == "base-refresh":
-            if not _administers(request):
-                raise Denied("only the site's own account and root make a base anew")
-            self._runner.tell(self._context.jobs.create(request))
+        elif request.action in acts.ACTS:
+            self._administers(request)
+            for name in acts.pockets(request):
+                if name not in self.site.pockets:
+                    raise NotFound(f"no such pocket: {name}", code="no-pocket")
+            job = self._context.jobs.create(request)
+            self._runner.tell(job)
+            words = " ".join((request.action, *request.args))
+            self.log(f"job {job.id}: {words[:300]} by {request.principal}")
+
         elif request.action in ("pause", "resume"):
             self._pause(request)
 
     def _pause(self, request: Request) -> None:
         """Pause or resume; a pocket for who has its `cancel`, all for the site's own account."""
         scope, *reason = request.args
-        whole = scope == WHOLE
+        whole = scope == entries.WHOLE
         if not (whole or scope in self.site.pockets):
             raise NotFound(f"no such pocket: {scope}", code="no-pocket")
-        if not (_administers(request) or (not whole and self._may_cancel(request, scope))):
-            who = "the site's own account and root" + ("" if whole else ", or its right `cancel`")
-            raise Denied(f"to {request.action} this takes {who}")
+        if whole or not self._may_cancel(request, scope):
+            self._administers(request)
         if request.action == "resume":
             pauses.resume(self.site, scope)
         else:
@@ -292,12 +298,25 @@ class Daemon:
         pocket = self.site.pockets.get(name)
         if pocket is None:
             return False
-        entries = pocket.acl["cancel"]
-        return acl.allowed(request.principal, entries, pocket=name, action="cancel")[0]
+        named = pocket.acl["cancel"]
+        return acl.allowed(request.principal, named, pocket=name, action="cancel")[0]
+
+    def _administers(self, request: Request) -> None:
+        """The site's own account, root, and whom the configuration names. Raises Denied."""
+        if request.principal in {local_principal(u) for u in (0, os.geteuid())}:
+            return
+        named = self.site.administrators
+        ok, _ = acl.allowed(request.principal, named, pocket="", action=acltable.ADMINISTER)
+        if not ok:
+            who = model.printable(request.principal)
+            raise Denied(f"{who} does not administer this site", code="not-permitted")
 
     def _permitted(self, request: Request, job: Job) -> None:
         """A submitter may cancel and retry own jobs; who has the pocket's `cancel`, any."""
         if request.principal == job.request.principal or self._may_cancel(request, job.pocket):
+            return
+        if job.request.action in entries.OF_THE_SITE:
+            self._administers(request)
             return
         raise Denied(f"{model.printable(request.principal)} may not do this to job {job.id}")
 
@@ -409,8 +428,3 @@ class Daemon:
             self._troubles = made.troubles
         left = (made.expires - now).total_seconds() if made.expires else self.site.acl_refresh
         return max(0.1, min(left, self.site.acl_refresh))
-
-
-def _administers(request: Request) -> bool:
-    """Whether the site's own account, or root, asks."""
-    return request.principal in {local_principal(uid) for uid in (0, os.geteuid())}

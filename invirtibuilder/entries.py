@@ -15,7 +15,10 @@ from invirtibuilder.errors import Denied, Malformed, Unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing, too, takes its time to import
+    from collections.abc import Callable
     from typing import Any
+
+    Check = Callable[[object], object]
 
 VERSION = 1
 WHOLE = "*"
@@ -36,10 +39,21 @@ ACTIONS = {
     "rollback": (model.pocket_name, model.moment),
     "pause": (_scope, model.remark),
     "resume": (_scope,),
+    "fsck": (),
+    "gc": (),
+    "rebuild-state": (),
 }
-# Action -> how many packages follow, at least.
-PACKAGES = {"promote": 1, "rollback": 0}
-MAX_PACKAGES = 1000
+# Action -> how many names follow, at least, and of what.
+NAMES = {
+    "promote": (1, model.package_name),
+    "rollback": (0, model.package_name),
+    "fsck": (0, model.pocket_name),
+}
+# Action -> what may stand anywhere among its arguments; no other argument begins so.
+OPTIONS = {"fsck": ("--level=c", "--full", "--repair"), "gc": ("--dry-run",)}
+OF_THE_SITE = frozenset({"fsck", "gc", "rebuild-state"})
+"""Acts that belong to no pocket; for who administers the site."""
+MAX_NAMES = 1000
 FIELDS = frozenset({"v", "id", "action", "args", "principal", "via", "addr", "time"})
 
 
@@ -83,25 +97,46 @@ def checked(value: object) -> dict[str, Any]:
     args = value["args"]
     if checks is None:
         raise Malformed(f"unknown action {model.printable(str(value['action']))!r}")
-    least = PACKAGES.get(str(value["action"]))
-    if not isinstance(args, list) or len(args) < len(checks) + (least or 0):
+    least, _ = NAMES.get(str(value["action"]), (0, None))
+    words = split(value["action"], args)[0] if isinstance(args, list) else []
+    if not isinstance(args, list) or len(words) < len(checks) + least:
         raise Malformed(f"{value['action']} takes {len(checks)} arguments")
-    more = len(args) - len(checks)
-    if more > (0 if least is None else MAX_PACKAGES):
-        raise Malformed(f"{value['action']} takes no more arguments than {len(args) - more}")
+    more = len(words) - len(checks)
+    if more > (MAX_NAMES if value["action"] in NAMES else 0):
+        raise Malformed(f"{value['action']} takes no more arguments than {len(words) - more}")
     for name in ("via", "addr", "time"):
         text = value[name]
         if not isinstance(text, str) or len(text) > 256 or not text.isprintable():
             raise Malformed(f"a request's {name} must be printable text")
     model.job_id(value["id"])
-    for check, arg in zip((*checks, *[model.package_name] * more), args, strict=True):
+    for check, arg in checked_by(value["action"], args):
         check(arg)
     model.principal(value["principal"])
     return value
 
 
+def split(action: str, args: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """The arguments without options, and the options."""
+    known = OPTIONS.get(action, ())
+    return [arg for arg in args if arg not in known], [arg for arg in args if arg in known]
+
+
+def checked_by(action: str, args: Sequence[Any]) -> list[tuple[Check, Any]]:
+    """Each argument that is no option, with what checks it."""
+    words, _ = split(action, args)
+    checks: list[Check] = [*ACTIONS[action]]
+    checks += [NAMES.get(action, (0, _option))[1]] * (len(words) - len(checks))
+    return list(zip(checks, words, strict=True))
+
+
+def _option(word: object) -> object:
+    raise Malformed(f"no such option: {model.printable(str(word))[:80]!r}", code="bad-option")
+
+
 def pocket(action: str, args: Sequence[str]) -> str:
-    """The pocket that a request changes; the jobs of a request are that pocket's."""
+    """The pocket that a request changes; the jobs of a request are that pocket's. Or nothing."""
+    if action in OF_THE_SITE:
+        return ""
     return args[1] if action == "promote" else args[0]
 
 

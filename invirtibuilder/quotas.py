@@ -67,7 +67,7 @@ def _last_hour(context: Context, principal: str, pocket: str, but: str) -> list[
             request = parse(files.read_json(file))
         except (OSError, Malformed):
             continue  # a job that is gone or damaged must not stop others
-        if (request.action, request.principal, request.args[0]) == ("submit", principal, pocket):
+        if (request.action, request.principal, *request.args[:1]) == ("submit", principal, pocket):
             times.append(time)
     times += [
         datetime.fromisoformat(alias.taken_up)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,21 +41,19 @@ class Published:
     record: Record
 
 
-def rebuild(context: Context) -> list[str]:
-    """Make what is missing or does not fit; what was done, in words. No daemon may run.
+def rebuild(context: Context) -> Generator[str]:
+    """Make what is missing or does not fit; what was done, in words.
 
-    Safe to repeat, and to be cut off. Raises Fault when a recorded file is nowhere any more.
+    Safe to repeat, and to be cut off; by the site's own daemon, also beside jobs of its own.
+    Raises Fault when a recorded file is nowhere any more.
     """
-    done: list[str] = []
     hosting.ensure_site(context.site)
     for pocket in context.site.pockets.values():
         state = content.state_of(context, pocket)
-        done += _jobs(context, pocket, state)
+        yield from _jobs(context, pocket, state)
     for pocket in context.site.pockets.values():
-        state = content.state_of(context, pocket)
-        done += _archive(context, pocket, state)
+        yield from _archive(context, pocket)
         hosting.ensure_pocket(context, pocket)
-    return done
 
 
 # Jobs.
@@ -231,13 +229,14 @@ def _artifacts(context: Context, pocket: Pocket, folder: Path, record: Record) -
 # The archive.
 
 
-def _archive(context: Context, pocket: Pocket, state: content.State) -> Iterator[str]:
+def _archive(context: Context, pocket: Pocket) -> Iterator[str]:
     """The database, and a publication of what is recorded, where they do not fit."""
-    archive = context.archive(pocket)
     # What was begun is finished or undone first.
     if why := transaction.recover(context, pocket):
         raise Fault(why)
-    with files.locked(archive.reprepro.lock, inheritable=True) as lock_fd:
+    with transaction.settled(context, pocket) as (archive, lock_fd):
+        # As it is now that nobody else publishes.
+        state = content.state_of(context, pocket)
         for name in _origs(context, pocket, state):
             yield f"{pocket.name}: upstream tarball {name}"
         fits = not list(indices.database(context, pocket, state, lock_fd))

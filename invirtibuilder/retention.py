@@ -7,7 +7,7 @@ stay for good.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -40,7 +40,7 @@ class Waste:
         return f"{where}{self.kind} {self.name} ({self.size} bytes): {self.why}"
 
 
-def collect(context: Context, *, dry_run: bool = False) -> Iterator[Waste]:
+def collect(context: Context, *, dry_run: bool = False) -> Generator[Waste]:
     """Remove what is no longer kept, and tell each thing; with `dry_run` only tell.
 
     Safe to cut off and to repeat, beside a daemon at work. A pocket with a publication that

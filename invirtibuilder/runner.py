@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from invirtibuilder import files, model, pauses
+from invirtibuilder import acts, files, model, pauses
 from invirtibuilder.engine import Attempt
 from invirtibuilder.errors import Fault
 from invirtibuilder.jobs import Job, Status
@@ -24,7 +24,6 @@ from invirtibuilder.journal import ERROR, WARNING, Log
 from invirtibuilder.pipeline import advance
 from invirtibuilder.schedule import Pending, Turn, in_order
 from invirtibuilder.settings import Site
-from invirtibuilder.stages.base import refresh_base
 from invirtibuilder.stages.context import Context, Stopping, Wait
 from invirtibuilder.stages.transaction import COMMITTED
 from invirtibuilder.states import State
@@ -71,8 +70,8 @@ class _Held:
 
 def take(context: Context, job: Job) -> None:
     """Take a job of any kind as far as it goes now. Raises Stopping, OSError."""
-    if job.request.action == "base-refresh":
-        refresh_base(context, job)
+    if job.request.action in acts.ACTS:
+        acts.act(context, job)
     else:
         advance(context, job)
 

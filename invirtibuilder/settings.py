@@ -171,6 +171,7 @@ class Site:
     max_push: int
     acl_refresh: float
     notifier: Path | None  # None: hooks and the programs of ACLs are run by the daemon
+    administrators: tuple[AclEntry, ...]
     hooks: tuple[HookSettings, ...]
     domains: Mapping[str, Domain]
     pockets: Mapping[str, Pocket]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
+
+from invirtibuilder.errors import Exit
 
 
 class State(StrEnum):
@@ -37,6 +40,23 @@ MOVES: dict[State, frozenset[State]] = {
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),
 }
+
+EXITS = {
+    State.PUBLISHED: Exit.OK,
+    State.DONE: Exit.OK,
+    State.REFUSED: Exit.REFUSED,
+    State.FAILED: Exit.FAILED,
+    State.CANCELLED: Exit.CANCELLED,
+}
+"""What a command that has followed a job ends with."""
+DRIFT = "drift"
+"""The code of the reason that an fsck gives which has found some."""
+
+
+def verdict(state: State, codes: Iterable[str]) -> Exit:
+    """The exit code of a job that is over, by its state and its reasons' codes."""
+    return Exit.DRIFT if state == State.FAILED and DRIFT in codes else EXITS[state]
+
 
 FINAL = frozenset(state for state, moves in MOVES.items() if not moves)
 

@@ -25,3 +25,30 @@ def add_rollback(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="only this one; may be given several times",
     )
+
+
+def add_fsck(parser: argparse.ArgumentParser) -> None:
+    """[POCKET...] and how."""
+    parser.add_argument("pocket", metavar="POCKET", nargs="*", help="default: all")
+    parser.add_argument(
+        "--level",
+        metavar="LEVEL",
+        choices=("b", "c"),
+        default="b",
+        help="b, or c: sources are also made anew by the workers, and compared",
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="read every file, known and unchanged or not"
+    )
+    parser.add_argument("--repair", action="store_true", help="what is safe, and say it")
+
+
+def fsck_options(args: argparse.Namespace) -> list[str]:
+    """What `add_fsck` took, as a request has it."""
+    found = {"--level=c": args.level == "c", "--full": args.full, "--repair": args.repair}
+    return [option for option, given in found.items() if given]
+
+
+def add_gc(parser: argparse.ArgumentParser) -> None:
+    """[--dry-run]."""
+    parser.add_argument("--dry-run", action="store_true", help="only say it")

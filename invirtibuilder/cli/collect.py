@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from invirtibuilder import hosting, retention
+from invirtibuilder.cli.arguments import add_gc
 from invirtibuilder.cli.command import Command, own_site, show
 from invirtibuilder.daemon import make_context
 
@@ -15,7 +16,7 @@ class Collect(Command):
     description = "remove what the pockets' retention no longer keeps, and say what and why"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--dry-run", action="store_true", help="only say it")
+        add_gc(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         site = own_site(args)

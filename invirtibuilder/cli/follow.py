@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from invirtibuilder.cli.subcommand import EXITS, say
+from invirtibuilder import states
+from invirtibuilder.cli.subcommand import say
 from invirtibuilder.errors import Denied, Exit, NotFound, Reason
 from invirtibuilder.joblog import harmless, log_files
 from invirtibuilder.jobs import Job, Jobs, Status
@@ -39,7 +40,7 @@ def follow(site: Site, job_id: str) -> int:
         time.sleep(POLL)
     for line in verdict(job, status):
         say(line)
-    return EXITS[status.state]
+    return states.verdict(status.state, (r["code"] for r in status.reasons))
 
 
 def _taken_up(jobs: Jobs, spool: Spool, job_id: str) -> Job:

@@ -7,9 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 
+from invirtibuilder import model
 from invirtibuilder.cli.command import Command, load_site
+from invirtibuilder.errors import Denied
 from invirtibuilder.joblog import Tail, harmless
 from invirtibuilder.jobs import Job, Jobs
+from invirtibuilder.spool import Spool
 
 POLL = 0.2
 
@@ -25,7 +28,16 @@ class Log(Command):
         )
 
     def run(self, args: argparse.Namespace) -> int:
-        job = Jobs(load_site(args).jobs).get(args.job)
+        site = load_site(args)
+        spool = Spool(site.queue)
+        while spool.has(args.job):
+            if not args.follow:
+                print(f"{args.job} is queued, not taken up yet")
+                return 0
+            time.sleep(POLL)
+        if model.JOB.fullmatch(args.job) and (why := spool.why_set_aside(args.job)):
+            raise Denied(why, code="set-aside")
+        job = Jobs(site.jobs).get(args.job)
         for text in pieces(job, follow=args.follow):
             sys.stdout.write(harmless(text))
             sys.stdout.flush()

@@ -21,7 +21,7 @@ class RebuildState(Command):
         try:
             with files.locked(site.socket.parent / "daemon.lock", wait=False):
                 context = make_context(site)
-                done = rebuild.rebuild(context)
+                done = list(rebuild.rebuild(context))
                 pockets = list(site.pockets.values())
                 report = check.check(context, pockets, level="b", full=True, mend=True)
         except files.Busy as error:

@@ -13,11 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from invirtibuilder import model
-from invirtibuilder.cli.arguments import add_promotion, add_rollback
-from invirtibuilder.cli.subcommand import EXITS, Command, say
+from invirtibuilder.cli.arguments import (
+    add_fsck,
+    add_gc,
+    add_promotion,
+    add_rollback,
+    fsck_options,
+)
+from invirtibuilder.cli.subcommand import Command, say
 from invirtibuilder.errors import Exit, MachineFault, Malformed, Reason, Refused, Unavailable
 from invirtibuilder.run import Done, run
-from invirtibuilder.states import State
+from invirtibuilder.states import FINAL, State, verdict
 
 if TYPE_CHECKING:
     from invirtibuilder.remctl import Connection
@@ -41,6 +47,9 @@ VERBS = {
     "acl": ("[POCKET]", "say what you may do, or who may do what in a pocket"),
     "sources": ("POCKET", "print the APT sources stanza of a pocket"),
     "diff": ("A B", "show what differs between two pockets, or a pocket then and now"),
+    "fsck": ("[POCKET...]", "prove that git, the archive and the records say the same"),
+    "gc": ("", "remove what is no longer kept; its log says what and why"),
+    "rebuild-state": ("", "make job history, databases and publications anew from git"),
     "help": ("[VERB]", "the server's own help"),
 }
 """What the server takes after each verb, and what the verb is for."""
@@ -87,6 +96,10 @@ class Remote(Command):
             words = [args.pocket, args.when, *args.package]
         elif args.verb == "pause" and args.reason:
             words.append(args.reason)
+        elif args.verb == "fsck":
+            words = [*args.pocket, *fsck_options(args)]
+        elif args.verb == "gc" and args.dry_run:
+            words = ["--dry-run"]
         if args.follow:
             words.append("follow")
         if args.which:
@@ -144,10 +157,14 @@ def _add_verb(verb: str, arguments: str, parser: argparse.ArgumentParser) -> Non
     elif verb == "pause":
         parser.add_argument("argument", metavar="POCKET")
         parser.add_argument("--reason", metavar="TEXT", help="what submitters are told")
+    elif verb == "fsck":
+        add_fsck(parser)
+    elif verb == "gc":
+        add_gc(parser)
     elif arguments:
         nargs = "?" if arguments.startswith("[") else None
         parser.add_argument("argument", metavar=arguments.strip("[]"), nargs=nargs)
-    if verb in ("submit", "retry", "promote", "rollback"):
+    if verb in ("submit", "retry", "promote", "rollback", "fsck", "gc", "rebuild-state"):
         parser.add_argument(
             "--wait", action="store_true", help="follow the job and end with its verdict"
         )
@@ -295,9 +312,9 @@ def _followed(connection: Connection, job: str) -> int:
         told = _Copy(_nowhere)
         code = connection.command(_line("status", job), told)
         state = _state(told.text) if code == Exit.OK else None
-        if state in EXITS:
+        if state in FINAL:
             _write(sys.stderr, told.out)
-            return EXITS[state]
+            return verdict(state, re.findall(r"\[([a-z-]+)\]$", told.text, re.MULTILINE))
         if state:
             connection.command(_line("log", job, "follow"), _progress, silence=None)
             pause = POLL

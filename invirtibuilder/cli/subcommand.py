@@ -8,18 +8,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from invirtibuilder.errors import Exit
-from invirtibuilder.states import State
-
-EXITS = {
-    State.PUBLISHED: Exit.OK,
-    State.DONE: Exit.OK,
-    State.REFUSED: Exit.REFUSED,
-    State.FAILED: Exit.FAILED,
-    State.CANCELLED: Exit.CANCELLED,
-}
-"""What a command that has followed a job ends with."""
-
 
 class Command:
     """A subcommand: its words, its arguments and what it does."""

@@ -1,4 +1,4 @@
-"""One call of the doors' program: who asks, what may be seen, and acts by way of the queue."""
+"""One call of a door: who asks, what the site lets the doors know, and how a request is queued."""
 
 from __future__ import annotations
 
@@ -27,23 +27,30 @@ class Call:
         self.untaken = view.Untaken(self.table.queue, self.principal)
 
     def sees(self, job: view.View) -> bool:
-        """Own jobs, and those of pockets in which the caller may do anything."""
-        return job.principal == self.principal or self.table.readable(self.principal, job.pocket)
+        """Own jobs, those of pockets in which the caller may do anything, and of the site those
+        who administer it."""
+        if job.principal == self.principal:
+            return True
+        if not job.pocket:
+            return self.table.administers(self.principal)
+        return self.table.readable(self.principal, job.pocket)
 
     def put(self, action: str, args: Sequence[str]) -> str:
-        """Queue an act, wait a little for the daemon's word, and return its id."""
+        """Queue a request and return its id."""
         entry = entries.new(action, args, principal=self.principal, via=self.via, addr=self.addr)
-        name = str(entry["id"])
         entries.put(self.table.queue, entry)
+        return str(entry["id"])
+
+    def taken_up(self, name: str) -> None:
+        """Wait a little for the daemon's word on a request. Raises Denied."""
         until = time.monotonic() + PATIENCE
         while self.untaken.is_waiting(name):
             if time.monotonic() > until:
                 say("queued: the daemon has not taken it up yet")
-                return name
+                return
             time.sleep(0.02)
         if why := self.untaken.why_set_aside(name):
             raise Denied(why, code="set-aside")
-        return name
 
 
 def say(text: str) -> None:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import gc
 import os
-import select
 import sys
-import time
 from collections.abc import Mapping, Sequence
 
 from invirtibuilder import entries, model
+from invirtibuilder.door import administer, view, watch
 from invirtibuilder.door import submit as daemon
-from invirtibuilder.door import view
 from invirtibuilder.door.call import Call, say
 from invirtibuilder.door.verb import Verb, formed, malformed
 from invirtibuilder.errors import (
@@ -29,16 +27,11 @@ from invirtibuilder.errors import (
     Refused,
     UsageFault,
 )
-from invirtibuilder.joblog import Tail, harmless
+from invirtibuilder.joblog import harmless
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing, too, takes its time to import
     from typing import NoReturn
-
-POLL = 0.2
-HEARTBEAT = 10.0
-"""Seconds of silence after which `follow` says so: remctld sees that a caller has gone only when
-something is to be sent."""
 
 
 def _submission(call: Call, args: Sequence[str]) -> Sequence[str]:
@@ -113,35 +106,6 @@ def _list(jobs: Sequence[view.View], none: str) -> None:
     print(view.table([view.HEADER, *(job.row for job in jobs)]) if jobs else none)
 
 
-def _log(call: Call, args: Sequence[str]) -> int:
-    if len(args) == 2 and args[1] != "follow":
-        raise UsageFault("usage: log JOB [follow]")
-    job = call.views.get(args[0])
-    tail = Tail(job.directory)
-    follow = len(args) == 2
-    spoken = time.monotonic()
-    gone = select.poll()
-    gone.register(sys.stdout.fileno(), 0)
-    while True:
-        # Read before the log: what comes after the end of the job is not missed.
-        job = view.View(job.directory)
-        for text in tail.more():
-            sys.stdout.write(harmless(text))
-            spoken = time.monotonic()
-        if not follow or job.final:
-            return Exit.OK
-        if time.monotonic() - spoken > HEARTBEAT:
-            moment, stage = model.iso(model.utcnow()), job.state["stage"]
-            print(f"{moment} still {job.state['state']} {stage}".rstrip(), end="", flush=True)
-            # In two parts: only the second one makes a connection that is gone fail.
-            time.sleep(POLL)
-            sys.stdout.write("\n")
-            spoken = time.monotonic()
-        sys.stdout.flush()
-        if gone.poll(POLL * 1000):
-            raise BrokenPipeError("the caller has gone")
-
-
 def _queue(call: Call, args: Sequence[str]) -> int:
     order = view.Order(call.table.queue_view, call.table.socket)
     for scope, why in order.paused.items():
@@ -169,7 +133,7 @@ def _cancel(call: Call, args: Sequence[str]) -> int:
         return Exit.OK
     else:
         name = job.name
-    call.put("cancel", [name])
+    call.taken_up(call.put("cancel", [name]))
     print(f"asked to cancel job {name}")
     return Exit.OK
 
@@ -178,20 +142,22 @@ def _retry(call: Call, args: Sequence[str]) -> int:
     job = _of_job(call, args[0])
     if not job.final:
         raise Malformed(f"job {job.id} is not over: nothing to retry", code="not-over")
-    print(call.put("retry", [job.name]))
+    name = call.put("retry", [job.name])
+    call.taken_up(name)
+    print(name)
     return Exit.OK
 
 
 def _pause(call: Call, args: Sequence[str]) -> int:
     call.table.require(call.principal, args[0], "cancel")
-    call.put("pause", [*args, ""][:2])
+    call.taken_up(call.put("pause", [*args, ""][:2]))
     print(f"asked to pause {args[0]}: nothing new starts, what runs ends")
     return Exit.OK
 
 
 def _resume(call: Call, args: Sequence[str]) -> int:
     call.table.require(call.principal, args[0], "cancel")
-    call.put("resume", args)
+    call.taken_up(call.put("resume", args))
     print(f"asked to resume {args[0]}")
     return Exit.OK
 
@@ -299,9 +265,11 @@ def _help(call: Call, args: Sequence[str]) -> int:
 
 
 CODES = """\
-Exit codes: 0 done, 3 refused, 64 usage, 65 malformed, 66 no such thing, 69 the daemon or an
-answer is missing, 70 a defect, 71 the machine, 77 not permitted; 1 and 255 are remctl's own."""
+Exit codes: 0 done, 3 refused, 4 failed, 5 cancelled, 6 fsck found a difference, 64 usage,
+65 malformed, 66 no such thing, 69 the daemon or an answer is missing, 70 a defect, 71 the machine,
+77 not permitted; 1 and 255 are remctl's own."""
 KEEP = "A connection that is lost may have queued it all the same: look with `build status`."
+ADMINISTRATORS = "For the site's administrators."
 VERBS = {
     "submit": Verb(
         _submit,
@@ -326,7 +294,7 @@ VERBS = {
     "check": Verb(_check, "POCKET PACKAGE COMMIT", "say whether a submission would be admitted"),
     "status": Verb(_status, "[JOB]", "show a job, or the latest ones"),
     "log": Verb(
-        _log,
+        watch.log,
         "JOB [follow]",
         "print a job's log; with `follow` until it ends",
         "JOB is an id or a part of one.",
@@ -361,6 +329,26 @@ VERBS = {
         "A B",
         "show what differs between two pockets, or a pocket then and now",
         "A and B are POCKET, POCKET@COMMIT, POCKET@DATE, or a superproject COMMIT.",
+    ),
+    "fsck": Verb(
+        administer.fsck,
+        "[--level=c] [--full] [--repair] [--wait] [POCKET...]",
+        "prove that git, the archive and the records agree; prints the job's id",
+        f"{ADMINISTRATORS} All pockets, unless some are named. --wait prints the log and ends\n"
+        "with 6 when they differ. --level=c makes each source anew, --full reads every file\n"
+        "again, --repair mends what is safe.",
+    ),
+    "gc": Verb(
+        administer.collect,
+        "[--dry-run] [--wait]",
+        "remove what is no longer kept, and log what and why; prints the job's id",
+        f"{ADMINISTRATORS} --dry-run only says it.",
+    ),
+    "rebuild-state": Verb(
+        administer.rebuild,
+        "[--wait]",
+        "make what was lost anew from git; prints the job's id",
+        f"{ADMINISTRATORS} Jobs that published, databases, publications; then as fsck --repair.",
     ),
     "help": Verb(_help, "[VERB]", "this list, or more about a verb"),
 }

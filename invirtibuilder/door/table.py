@@ -29,6 +29,7 @@ class Table:
         self.queue_view = os.path.join(os.path.dirname(self.socket), "queue.json")
         self.packages: list[str] = sorted(value["packages"])
         self.pockets: dict[str, dict[str, Any]] = value["pockets"]
+        self._administrators: list[str] = value["administrators"]
         self._now = now
 
     def rights(self, principal: str, pocket: str) -> list[str]:
@@ -39,6 +40,10 @@ class Table:
     def own(self, principal: str) -> list[str]:
         """The pockets in which the principal may do anything."""
         return sorted(name for name in self.pockets if self.rights(principal, name))
+
+    def administers(self, principal: str) -> bool:
+        """Whether the principal may do what is done to the whole site."""
+        return principal in self._administrators
 
     def stale(self, pocket: str) -> str:
         """Since when what is known of the pocket's ACL no longer counts; nothing if it does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from invirtibuilder import entries, model
+from invirtibuilder import entries
 from invirtibuilder.errors import Malformed, Reason, Refused
 
 MORE = ("...", "...]")
@@ -27,15 +27,13 @@ class Verb:
         self.more = more
         words = arguments.split()
         self.least = sum(not word.startswith("[") for word in words)
-        self.most = entries.MAX_PACKAGES if arguments.endswith(MORE) else len(words)
+        self.most = entries.MAX_NAMES if arguments.endswith(MORE) else len(words)
 
 
 def formed(action: str, args: Sequence[str]) -> None:
     """Raise Refused with all that is malformed in what an action is asked for with."""
     reasons: list[Reason] = []
-    checks = entries.ACTIONS[action]
-    packages = (model.package_name,) * (len(args) - len(checks))
-    for check, word in zip((*checks, *packages), args, strict=True):
+    for check, word in entries.checked_by(action, args):
         reasons += malformed(check, word)
     if reasons:
         raise Refused(reasons)

@@ -70,12 +70,17 @@ class View:
         lines += [f"{name:<10} {state[key]}" for name, key in shown if state[key]]
         if not self.final and os.path.exists(os.path.join(self.directory, "cancel")):
             lines.append("cancel     asked for")
-        lines += [str(Reason(**reason)) for reason in state["reasons"]]
+        lines += self.reasons
         if alias := self.alias:
             by = model.printable(alias["request"]["principal"])
             gone = f", withdrawn at {alias['withdrawn']}" if alias["withdrawn"] else ""
             lines.append(f"the same   {self.name} by {by} at {alias['request']['time']}{gone}")
         return "\n".join(lines)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it is where it is, each with its hint."""
+        return [str(Reason(**reason)) for reason in self.state["reasons"]]
 
     @property
     def name(self) -> str:

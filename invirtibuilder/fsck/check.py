@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +15,6 @@ from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Context
 from invirtibuilder.stages.transaction import INTENT, recover
 
-LEVELS = ("b", "c")
 TRIES = 3
 """How often a pocket is looked at in which something is published meanwhile."""
 
@@ -34,6 +33,14 @@ class Report:
         """Whether git and the archive differ anywhere."""
         return any(finding.drift for finding in self.findings)
 
+    @property
+    def lines(self) -> list[str]:
+        """Each finding, and at last what is to be thought of all; for a person."""
+        what = "drift" if self.drift else "clean"
+        pockets = ", ".join(self.pockets)
+        end = f"{what}: {self.packages} packages in {pockets}; {self.read} files read"
+        return [*(finding.text for finding in self.findings), end]
+
     def as_json(self) -> dict[str, Any]:
         return {
             "drift": self.drift,
@@ -45,23 +52,30 @@ class Report:
 
 
 def check(
-    context: Context, pockets: Sequence[Pocket], *, level: str, full: bool, mend: bool
+    context: Context,
+    pockets: Sequence[Pocket],
+    *,
+    level: str,
+    full: bool,
+    mend: bool,
+    go_on: Callable[[], None] = lambda: None,
 ) -> Report:
     """Check these pockets and what the site has in common; with `mend`, repair what is safe.
 
     Levels: `b`, everything but making sources anew; `c`, that as well. What was read before and
-    has not changed on disk is not read again, unless `full`.
+    has not changed on disk is not read again, unless `full`. `go_on` is called now and then, and
+    may raise what is to end it.
     """
     site = context.site
-    memory = Memory(site.directory / "run" / "fsck.json", full=full)
+    memory = Memory(site.directory / "run" / "fsck.json", full=full, go_on=go_on)
     states: dict[str, content.State] = {}
-    found: list[Finding] = []
+    found: list[Finding] = recovered(context, pockets) if mend else []
     for pocket in pockets:
         state, here = _pocket(context, pocket, memory, mend=mend)
         states[pocket.name] = state
         found += here
         if level == "c":
-            found += sources.check(context, pocket, state)
+            found += sources.check(context, pocket, state, go_on)
     found += _common(context, pockets, states, memory, mend=mend)
     memory.save()
     return Report(

@@ -78,6 +78,14 @@ class Finding:
         """Whether git and the archive differ; else it is only untidy, or cannot be known."""
         return self.kind not in NO_DRIFT and not self.repaired
 
+    @property
+    def text(self) -> str:
+        """A line for a person."""
+        where = f"{self.pocket}: " if self.pocket else ""
+        mark = "drift" if self.drift else "repaired" if self.repaired else "note"
+        done = f" ({self.repaired})" if self.repaired else ""
+        return f"{mark}: {where}{self.message} [{self.kind}]{done}"
+
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "drift": self.drift}
 
@@ -85,8 +93,9 @@ class Finding:
 class Memory:
     """SHA-256 of files by what a file system says of them, so that they are not read again."""
 
-    def __init__(self, path: Path, *, full: bool) -> None:
+    def __init__(self, path: Path, *, full: bool, go_on: Callable[[], None] = lambda: None) -> None:
         self._path = path
+        self._go_on = go_on
         self._known: dict[str, list[Any]] = {}
         self._seen: dict[str, list[Any]] = {}
         self.read = 0
@@ -119,6 +128,7 @@ class Memory:
         known = self._known.get(key)
         if known is None or known[:-1] != facts:
             self.read += 1
+            self._go_on()
             known = [*facts, prove()]
         self._seen[key] = known
         return str(known[-1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,18 @@ from invirtibuilder.settings import Pocket
 from invirtibuilder.spool import Request
 from invirtibuilder.stages.context import Context, Wait
 from invirtibuilder.stages.export import export
+from invirtibuilder.stages.orders import stop_running
 from invirtibuilder.states import State as JobState
 
 MAX_GBP = 256 << 10
 
 
-def check(context: Context, pocket: Pocket, state: State) -> Iterator[Finding]:
+def check(
+    context: Context, pocket: Pocket, state: State, go_on: Callable[[], None]
+) -> Iterator[Finding]:
     """Each recorded source of the pocket, exported again."""
     for package, record in sorted(state.records.items()):
+        go_on()
         found = _regenerated(context, pocket, package, record)
         if found:
             kind, message = found
@@ -59,7 +63,11 @@ def _regenerated(
             )
             job.move(JobState.RUNNING)
             job.write_fact("admit", admission(context, package, record))
-            fact = export(replace(context, jobs=jobs), job)
+            try:
+                fact = export(replace(context, jobs=jobs), job)
+            finally:
+                stop_running(job)
+                context.places.leave(job)
             return _compared(job, record, fact)
     except (Fault, Wait, OSError, shutil.Error) as error:
         return "not-comparable", f"{version} was not exported again: {error}"

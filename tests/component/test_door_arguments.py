@@ -70,6 +70,11 @@ SAID: list[tuple[str, int, str]] = [
     ("diff ? dev", 3, "bad-pocket"),
     ("diff dev ?", 3, "bad-pocket"),
     ("diff dev dev@?", 3, "bad-moment"),
+    ("fsck ?", 3, "bad-pocket"),
+    ("fsck dev ?", 3, "bad-pocket"),
+    ("gc ?", 3, "bad-option"),
+    ("gc --dry-run ?", 3, "bad-option"),
+    ("rebuild-state ?", 3, "bad-option"),
     ("help ?", 64, "usage"),
 ]
 # Words that are fine, but too few, too many, or of nothing that there is.
@@ -82,6 +87,11 @@ OTHERS: list[tuple[str, int, str]] = [
     *((f"{verb} {JOB}", 66, "no-job") for verb in ("status", "log", "cancel", "retry")),
     *(("diff dev", 64, "usage"), ("diff a b c", 64, "usage")),
     *(("diff nowhere dev", 77, "not-permitted"), ("diff dev prod@0123", 77, "not-permitted")),
+    *(
+        (line, 77, "not-permitted")
+        for line in ("fsck", "fsck dev", "gc --dry-run", "rebuild-state")
+    ),
+    *(("gc --repair", 3, "bad-option"), ("rebuild-state a b", 64, "usage")),
     *(("acl nowhere", 77, "not-permitted"), ("sources nowhere", 77, "not-permitted")),
     *(
         ("submit nowhere greet main", 77, "not-permitted"),

@@ -57,8 +57,9 @@ def backlog() -> int:
 
 
 def prepare(place: Place) -> None:
-    """Alice works in dev and staging, bob may do all in dev, carol nothing anywhere."""
-    place.edit("  name: test\n", f"  name: test\n  doors: [{USER}]\n")
+    """Alice works in dev and staging, bob may do all in dev and administers the site, carol may
+    nothing anywhere."""
+    place.edit("  name: test\n", f"  name: test\n  doors: [{USER}]\n  administrators: [{BOB}]\n")
     text = place.config.read_text()
     mine = f"submit: [{places.ME}]\n      cancel: [{places.ME}]"
     dev = f"submit: [{ALICE}, {BOB}, {places.ME}]\n      cancel: [{BOB}]"
