@@ -77,6 +77,8 @@ def test_the_table(own: Place) -> None:
         "jobs": f"{own.directory}/jobs",
         "socket": f"{own.directory}/run/daemon.sock",
         "written": "2026-01-02T03:04:05.000Z",
+        "administrators": [],
+        "troubles": [],
         "packages": ["greet"],
     }
     assert list(pockets) == sorted(own.site.pockets)

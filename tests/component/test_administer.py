@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,14 +11,14 @@ import pytest
 
 from invirtibuilder.errors import Exit
 from invirtibuilder.model import JOB
-from invirtibuilder.run import Done
+from invirtibuilder.run import Done, run
 from invirtibuilder.spool import Request, Spool
 from invirtibuilder.states import State
 from tests.support import packages
 from tests.support import place as places
 from tests.support.aptclient import AptClient
-from tests.support.doors import Door, prepare
-from tests.support.place import ME, Place, until
+from tests.support.doors import ALICE, BOB, Door, direct, prepare
+from tests.support.place import ME, ROOT, Place, until
 
 
 def job_of(done: Done) -> str:
@@ -80,6 +81,10 @@ def test_fsck_of_damage_ends_with_6_and_repairs(door: Door, published: str) -> N
     assert done.code == Exit.DRIFT, done.err
     assert "[file-differs]" in done.text
     assert b"[drift]" in done.err
+    env = door.realm.of("bob")
+    remote = ("remote", "localhost", "--port", str(door.port), "fsck", "dev", "--full", "--wait")
+    argv = [sys.executable, "-m", "invirtibuilder", *remote]
+    assert run(argv, cwd=ROOT, env=env, check=False).code == Exit.DRIFT
     assert door.place.ended(job_of(done)).status.state == State.FAILED
     assert door.call("bob", "fsck", "dev", "--full", "--repair", "--wait").code == Exit.OK
     assert kept.read_bytes() == data
@@ -119,6 +124,29 @@ def test_rebuild_state_beside_the_daemon(door: Door, published: str) -> None:
     assert door.place.ended(published).status.state == State.PUBLISHED
     again = door.call("bob", "rebuild-state", "--wait")
     assert "nothing was missing" in again.text
+
+
+def test_what_a_daemon_has_not_finished_the_next_one_does(own: Place) -> None:
+    """Be it stopped or killed in the middle: each act may begin anew."""
+    jobs = []
+    for action in ("fsck", "gc", "rebuild-state"):
+        request = Request.new(action, [], principal=ME, via="test")
+        jobs.append(own.context.jobs.create(request))
+        jobs[-1].move(State.RUNNING)
+    with own.daemon():
+        assert [own.ended(job.id).status.state for job in jobs] == [State.DONE] * 3
+
+
+def test_the_log_of_what_is_not_taken_up_yet_says_so(own: Place) -> None:
+    with own.daemon():
+        until((own.directory / "run/door.json").exists)
+    done = direct(own, BOB, "submit", "dev", "greet", "main")
+    shown = direct(own, BOB, "log", job_of(done))
+    assert (shown.code, shown.text) == (Exit.OK, f"{job_of(done)} is queued, not taken up yet")
+    assert own.cli("log", job_of(done)).text == shown.text
+    assert direct(own, ALICE, "log", job_of(done)).code == Exit.NO_INPUT
+    with own.daemon("--drain"):
+        assert own.ended(job_of(done)).status.state == State.REFUSED
 
 
 @pytest.fixture

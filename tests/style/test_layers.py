@@ -29,8 +29,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     )
     + ("apt.*", "hooks", "engine", "remctl"),
     "line": ("stages.*", "pipeline", "hosting", "retention", "fsck.*", "rebuild", "differences")
-    + ("keyring", "acltable", "quotas", "submissions", "answers", "schedule", "runner", "notifier")
-    + ("daemon",),
+    + ("keyring", "acts", "acltable", "quotas", "submissions", "answers", "schedule", "runner")
+    + ("notifier", "daemon"),
     "work": ("sandbox.*", "phases.*", "worker"),
     "entry": ("door.*", "cli.*", "__main__"),
     "inside": ("inside.*",),
