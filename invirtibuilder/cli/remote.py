@@ -49,7 +49,7 @@ VERBS = {
     "diff": ("A B", "show what differs between two pockets, or a pocket then and now"),
     "fsck": ("[POCKET...]", "prove that git, the archive and the records say the same"),
     "gc": ("", "remove what is no longer kept; its log says what and why"),
-    "rebuild-state": ("", "make job history, databases and publications anew from git"),
+    "rebuild-state": ("", "make job history, databases and publications anew"),
     "help": ("[VERB]", "the server's own help"),
 }
 """What the server takes after each verb, and what the verb is for."""
