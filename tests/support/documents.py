@@ -28,6 +28,8 @@ PROGRAMS = {
 PLACEHOLDER = re.compile(r"(?<![\w$./@=-])([A-Z][A-Z-]{2,})(?![\w=.-])|(?<=[/=@])([A-Z]{3,})\b")
 CAPITALS = {"HEAD", "EXAMPLE", "ORG"}
 """Words in capitals that stand for themselves."""
+ARROW = "─►"
+"""Of pictures."""
 LONG = 600.0
 
 
@@ -65,7 +67,7 @@ def blocks(path: Path) -> list[Block]:
 def hidden(path: Path) -> list[str]:
     """Lines that look like commands, but are shown as something else."""
     code = (node.astext() for node in _literal(path) if "code" in node["classes"])
-    lines = (line.strip() for text in code for line in text.splitlines())
+    lines = (line.strip() for text in code for line in text.splitlines() if ARROW not in line)
     return [line for line in lines if line.partition(" ")[0] in PROGRAMS]
 
 
