@@ -62,7 +62,7 @@ def _site(root: Value, file: Path) -> Site:
     top = root.record("site", "domains", "pockets", "hooks", required=("site", "pockets"))
     keys = (
         *("name", "directory", "url", "git_url", "tagger", "signing"),
-        *("doors", "max_push", "queue_group", "acl_refresh", "reserve", "notifier"),
+        *("doors", "max_push", "queue_group", "push_group", "acl_refresh", "reserve", "notifier"),
         "administrators",
     )
     site = top["site"].record(*keys, required=("name", "tagger", "signing"))
@@ -90,6 +90,7 @@ def _site(root: Value, file: Path) -> Site:
         signing=signing,
         doors=site["doors"].texts((), words.account),
         queue_group=site["queue_group"].text("", words.site_name),
+        push_group=site["push_group"].text("", words.site_name),
         max_push=site["max_push"].size(1 << 30) or 1 << 30,
         acl_refresh=site["acl_refresh"].duration(300) or 300,
         notifier=notifier,

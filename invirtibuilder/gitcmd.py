@@ -203,7 +203,8 @@ def _unlock(repository: Path, name: str) -> None:
 
     A living git holds one for milliseconds: what has been there for STALE seconds is nobody's.
     """
-    for lock in (repository / f"{name}.lock", repository / "packed-refs.lock", repository / HEAD):
+    for each in (f"{name}.lock", "packed-refs.lock", "packed/packed-refs.lock", HEAD):
+        lock = repository / each
         while not _gone(lock):
             time.sleep(0.05)
 

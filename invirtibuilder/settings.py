@@ -168,6 +168,7 @@ class Site:
     signing: Signing
     doors: tuple[str, ...]
     queue_group: str
+    push_group: str
     max_push: int
     acl_refresh: float
     notifier: Path | None  # None: hooks and the programs of ACLs are run by the daemon
