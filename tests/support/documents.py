@@ -43,6 +43,8 @@ CAPITALS = {"HEAD", "EXAMPLE", "END"}
 HERE = re.compile(r"<<(\w+)\n.*?^\1$", re.MULTILINE | re.DOTALL)
 """A document within a command."""
 JOINED = "\0"
+WORDS = frozenset(("DIR", "HOST", "JOB", "WHEN", "FILE", "KEYTAB", "REPOSITORY", "PYTEST-ARGS"))
+"""Placeholders; a test says what each stands for."""
 ARROW = "─►"
 """Of pictures."""
 LONG = 600.0
@@ -119,6 +121,28 @@ def _literal(path: Path) -> list[nodes.literal_block]:
     return list(tree.findall(nodes.literal_block))
 
 
+def checked(line: str) -> str:
+    """A line without its comment. Fails for a program or a placeholder that nobody knows."""
+    line = re.sub(r"(^| +)#.*$", "", line)
+    program = next(word for word in shlex.split(line.split("\n")[0]) if "=" not in word)
+    assert program in PROGRAMS, f"{program}: say in {__name__} that it can be run: {line}"
+    replaced(line, lambda name: name)
+    return line.replace("[", "").replace("]", "")
+
+
+def replaced(line: str, value: Callable[[str], str]) -> str:
+    """A line with something in place of its placeholders."""
+
+    def one(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if name in CAPITALS:
+            return found[0]
+        assert name in WORDS, f"{name}: say in {__name__} that it stands for something: {line}"
+        return value(name)
+
+    return PLACEHOLDER.sub(one, line)
+
+
 @dataclass(kw_only=True)
 class Shell:
     """Where commands are typed: environment and directory last from one to the next.
@@ -148,21 +172,10 @@ class Shell:
 
     def meant(self, line: str) -> str:
         """A line as it is typed here. Fails for what nobody knows."""
-        line = re.sub(r"(^| +)#.*$", "", line)
-        program = next(word for word in shlex.split(line.split("\n")[0]) if "=" not in word)
-        assert program in PROGRAMS, f"{program}: say in {__name__} that it can be run: {line}"
+        line = checked(line)
         for old, new in self.instead:
             line = line.replace(old, new)
-        line = line.replace("[", "").replace("]", "")
-
-        def value(found: re.Match[str]) -> str:
-            name = found[1] or found[2]
-            if name in CAPITALS:
-                return found[0]
-            assert name in self.words, f"what does {name} stand for? {line}"
-            return self.words[name]()
-
-        return PLACEHOLDER.sub(value, line)
+        return replaced(line, lambda name: self.words[name]())
 
     def type(self, line: str) -> None:
         """Run it; fails when it does."""

@@ -77,6 +77,7 @@ class Site:
         self.earlier = "prod~1"
         value = yaml.safe_load(place.config.read_text())
         value["site"]["doors"] = [doors.USER]
+        value["site"]["administrators"] = [ME, ALICE]
         for pocket in value["pockets"].values():
             pocket["acl"] = {right: [ME, ALICE, "alice@EXAMPLE.ORG"] for right in RIGHTS}
         place.config.write_text(yaml.safe_dump(value, sort_keys=False))
@@ -262,7 +263,7 @@ def test_a_command_in_disguise_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["frobnicate dev", "invirtibuilder log THING"])
 def test_what_nobody_knows_fails(line: str, tmp_path: Path) -> None:
     shell = Shell(folder=tmp_path, words={}, environment={})
-    with pytest.raises(AssertionError, match=r"say in|stand for"):
+    with pytest.raises(AssertionError, match="say in"):
         shell.type(line)
 
 
