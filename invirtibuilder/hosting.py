@@ -11,12 +11,12 @@ from pathlib import Path
 
 from invirtibuilder import files, gitshared
 from invirtibuilder.apt import stanza
-from invirtibuilder.errors import ConfigFault, Malformed, NotFound
+from invirtibuilder.errors import ConfigFault, Malformed, NotFound, Unavailable
 from invirtibuilder.gitrepo import Repository
 from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.spool import Spool
 from invirtibuilder.stages import history
-from invirtibuilder.stages.context import LABEL, Context, archive
+from invirtibuilder.stages.context import LABEL, Context, archive, public_key
 from invirtibuilder.stages.transaction import first_publication
 from invirtibuilder.superproject import Superproject
 
@@ -102,15 +102,16 @@ def ensure_pocket(context: Context, pocket: Pocket) -> None:
     """Make a pocket's archive with a first, empty publication; safe to repeat."""
     key = public_key(context.site, pocket)
     key.parent.mkdir(parents=True, exist_ok=True)
-    armoured = context.signer(pocket).public_key()
-    if not key.exists() or key.read_bytes() != armoured:
-        files.write_atomic(key, armoured)
+    try:
+        armoured = context.signer(pocket).public_key()
+    except Unavailable:
+        # The signer is away: what is published stays, and the key that it was published with.
+        if not key.exists():
+            raise
+    else:
+        if not key.exists() or key.read_bytes() != armoured:
+            files.write_atomic(key, armoured)
     first_publication(context, pocket)
-
-
-def public_key(site: Site, pocket: Pocket) -> Path:
-    """Where a pocket's public key is for everybody, armoured, served with the archive."""
-    return site.archive / pocket.name / "key.asc"
 
 
 @dataclass(frozen=True, kw_only=True)

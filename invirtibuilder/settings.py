@@ -173,6 +173,7 @@ class Site:
     acl_refresh: float
     notifier: Path | None  # None: hooks and the programs of ACLs are run by the daemon
     administrators: tuple[AclEntry, ...]
+    signer: Path | None  # None: the daemon has the keys
     hooks: tuple[HookSettings, ...]
     domains: Mapping[str, Domain]
     pockets: Mapping[str, Pocket]

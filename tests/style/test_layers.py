@@ -31,7 +31,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     + ("apt.*", "hooks", "engine", "remctl"),
     "line": ("stages.*", "pipeline", "hosting", "retention", "fsck.*", "rebuild", "differences")
     + ("keyring", "acts", "acltable", "quotas", "submissions", "answers", "schedule", "runner")
-    + ("notifier", "daemon"),
+    + ("notifier", "signerservice", "daemon"),
     "work": ("sandbox.*", "phases.*", "worker"),
     "entry": ("door.*", "cli.*", "__main__"),
     "inside": ("inside.*",),
