@@ -225,10 +225,7 @@ def _gone(lock: Path) -> bool:
 def sync_refs(repository: Path, names: Iterable[str]) -> None:
     """Make the names of refs survive a power cut; git syncs only their content."""
     folders = {folder for name in names for folder in repository.joinpath(name).parents}
-    inner = [folder for folder in folders if folder.is_relative_to(repository)]
-    for folder in sorted(inner, reverse=True):
-        if folder.is_dir():
-            files.sync_directory(folder)
+    files.sync_all(f for f in folders if f.is_relative_to(repository) and f.is_dir())
 
 
 def maintain(repository: Path, *, loose: int = 4000, timeout: float = 3600) -> None:

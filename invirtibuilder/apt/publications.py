@@ -193,7 +193,7 @@ class Publications:
 
     def _add(self, source: Path, target: Path, expected: tuple[str, int]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _link_or_copy(source, target)
+        _linked(source, target)
         with target.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if (found, target.stat().st_size) != expected:
@@ -223,8 +223,8 @@ class Publications:
             if (dist / name).is_file() and not (kept.is_file() and kept.stat().st_size == size):
                 beside = self._store / ".new"
                 beside.unlink(missing_ok=True)
-                _link_or_copy(dist / name, beside)
-                files.sync_file(beside)
+                if not _linked(dist / name, beside):
+                    files.sync_file(beside)
                 beside.rename(kept)
         files.sync_directory(self._store)
         files.sync_directory(self._store.parent)
@@ -314,12 +314,15 @@ def _named(index: Path) -> Iterator[str]:
             yield from (line[10:].rstrip("\n") for line in lines if line.startswith("Filename: "))
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def _linked(source: Path, target: Path) -> bool:
+    """Make `target` the same file as `source`; False where it had to be a copy."""
     try:
         target.hardlink_to(source)
     except OSError:
         # Another file system, or more links than one allows.
         shutil.copyfile(source, target)
+        return False
+    return True
 
 
 def release_text(
