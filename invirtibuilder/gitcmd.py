@@ -203,8 +203,7 @@ def _unlock(repository: Path, name: str) -> None:
 
     A living git holds one for milliseconds: what has been there for STALE seconds is nobody's.
     """
-    for each in (f"{name}.lock", "packed-refs.lock", "packed/packed-refs.lock", HEAD):
-        lock = repository / each
+    for lock in (repository / f"{name}.lock", repository / "packed-refs.lock", repository / HEAD):
         while not _gone(lock):
             time.sleep(0.05)
 
@@ -225,7 +224,10 @@ def _gone(lock: Path) -> bool:
 def sync_refs(repository: Path, names: Iterable[str]) -> None:
     """Make the names of refs survive a power cut; git syncs only their content."""
     folders = {folder for name in names for folder in repository.joinpath(name).parents}
-    files.sync_all(f for f in folders if f.is_relative_to(repository) and f.is_dir())
+    inner = [folder for folder in folders if folder.is_relative_to(repository)]
+    for folder in sorted(inner, reverse=True):
+        if folder.is_dir():
+            files.sync_directory(folder)
 
 
 def maintain(repository: Path, *, loose: int = 4000, timeout: float = 3600) -> None:

@@ -75,3 +75,14 @@ def build_dependencies() -> list[str]:
     assert found
     words = [word.strip() for word in found[1].split(",") if word.strip()]
     return [re.sub(r"^debhelper-compat .*", "debhelper", word) for word in words]
+
+
+def needed_by_test(test: str) -> list[str]:
+    """What one of debian/tests asks for besides our own packages."""
+    for paragraph in (TOP / "debian/tests/control").read_text().split("\n\n"):
+        if re.search(rf"^Tests: {test}$", paragraph, re.M):
+            found = re.search(r"^Depends:(.*(?:\n .*)*)", paragraph, re.M)
+            assert found
+            words = [word.strip() for word in found[1].split(",") if word.strip()]
+            return [word for word in words if not word.startswith("invirtibuilder")]
+    raise LookupError(test)

@@ -8,7 +8,7 @@ import pwd
 import shlex
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,13 +63,10 @@ def running(
     *,
     lines: str = "",
     server: Mapping[str, str] | None = None,
-    before: Sequence[str] = (),
-    user: str = "",
 ) -> Iterator[Sshd]:
     """An sshd whose one key is forced to `command` (a line for sh), with `env` set for it.
 
-    `lines` are more of its configuration, and `server` is its own environment. `before` are words
-    before its command, such as those that enter another system, and `user` is who logs in.
+    `lines` are more of its configuration, and `server` is its own environment.
     """
     if not SSHD.exists():
         raise AssertionError("this test needs openssh-server (apt-get install openssh-server)")
@@ -97,7 +94,7 @@ def running(
         f"MaxStartups 50\nSetEnv {set_env}\n{lines}"
     )
     with (folder / "log").open("wb") as log:
-        argv = [*before, str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
+        argv = [str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
         with started_group(argv, env=server, stderr=log) as process:
             for _ in range(200):
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -105,4 +102,5 @@ def running(
                 if process.poll() is not None:
                     raise AssertionError("sshd: " + (folder / "log").read_text())
                 time.sleep(0.05)
-            yield Sshd(port=port, user=user or pwd.getpwuid(os.geteuid()).pw_name, folder=folder)
+            user = pwd.getpwuid(os.geteuid()).pw_name
+            yield Sshd(port=port, user=user, folder=folder)
