@@ -23,6 +23,7 @@ from functools import cached_property
 from inotify_simple import INotify, flags
 
 from invirtibuilder import (
+    __version__,
     acl,
     acltable,
     acts,
@@ -165,6 +166,7 @@ class Daemon:
             self.take_up()
             for thread in (*threads, table):
                 thread.start()
+            self._write_alive()
             self.log(f"ready: {self.site.directory}")
             self._watchdog.ready("waits for submissions")
             while not self._stop.is_set():
@@ -180,6 +182,12 @@ class Daemon:
         self.site.socket.unlink(missing_ok=True)
         if self._failure:
             raise self._failure
+
+    def _write_alive(self) -> None:
+        """What `status --site` knows of the daemon; a full disk stops nobody."""
+        since = model.iso(self._context.clock())
+        with suppress(OSError):
+            files.write_json(self.site.alive, {"v": 1, "since": since, "version": __version__})
 
     def _tell_what_is_weaker(self) -> None:
         """What is promised less of here than could be. Raises a Fault when no order can be done."""

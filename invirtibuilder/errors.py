@@ -30,6 +30,7 @@ class Exit(IntEnum):
     FAILED = 4  # the job ended without a publication
     CANCELLED = 5
     DRIFT = 6  # fsck: git, the archive and the records differ
+    UNHEALTHY = 7  # status --site: there is a trouble
     USAGE = 64  # EX_USAGE
     DATA = 65  # EX_DATAERR: the input is malformed
     NO_INPUT = 66  # EX_NOINPUT: what was named does not exist

@@ -8,7 +8,7 @@ anything of that job is to be delivered, so that finished jobs cost nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -172,6 +172,11 @@ class Events:
             for hook in self._hooks
             if event.name in hook.events
         ]
+
+    def undelivered(self) -> Iterator[Delivery]:
+        """Every delivery that is still to be made, the oldest job's first."""
+        for job in self._jobs():
+            yield from (each for each in self.deliveries(job) if not each.settled)
 
     def _now(self, now: datetime | None) -> datetime:
         return now or self._clock()

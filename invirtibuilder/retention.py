@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from invirtibuilder import files, hosting, model
+from invirtibuilder import files, hosting, maintenance, model
 from invirtibuilder.gitrepo import JOBS
 from invirtibuilder.jobs import Job
 from invirtibuilder.settings import Pocket
@@ -46,6 +46,17 @@ def collect(context: Context, *, dry_run: bool = False) -> Generator[Waste]:
     Safe to cut off and to repeat, beside a daemon at work. A pocket with a publication that
     cannot be finished keeps all it has, and so does every job then.
     """
+    gone = {name: {"gone": 0, "bytes": 0} for name in context.site.pockets}
+    for waste in _collect(context, dry_run):
+        if sums := gone.get(waste.pocket):
+            sums["gone"] += 1
+            sums["bytes"] += waste.size
+        yield waste
+    if not dry_run:
+        maintenance.note(context.site, maintenance.GC, context.clock(), gone)
+
+
+def _collect(context: Context, dry_run: bool) -> Iterator[Waste]:
     needed: set[str] | None = set()
     for pocket in context.site.pockets.values():
         try:

@@ -248,9 +248,11 @@ class Runner:
                 held.thread or (held.wants and not pauses.of(paused, held.job.pocket))
                 for held in self._held.values()
             )
+            places = {name: d.jobs - self._free(name) for name, d in self.site.domains.items()}
         running = sum(line["running"] for line in lines)
         self._watchdog.status(f"{running} jobs run, {len(lines) - running} wait")
-        self._show({"jobs": lines, "paused": {name: p.text for name, p in paused.items()}})
+        pauses_shown = {name: pause.text for name, pause in paused.items()}
+        self._show({"jobs": lines, "paused": pauses_shown, "busy": places})
         return pause, busy
 
     def _pending(self) -> list[Pending]:

@@ -230,6 +230,11 @@ class Site:
         return self.directory / "run" / "queue.json"
 
     @property
+    def alive(self) -> Path:
+        """What the daemon says of itself when it starts: since when, and its version."""
+        return self.directory / "run" / "daemon.json"
+
+    @property
     def pauses(self) -> Path:
         """What is paused; for the daemon to write and anybody to read."""
         return self.directory / "run" / "paused.json"

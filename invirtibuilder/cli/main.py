@@ -28,6 +28,7 @@ COMMANDS = {
     "promote": "move.Promote",
     "rollback": "move.Rollback",
     "status": "status.Status",
+    "metrics": "metrics.Metrics",
     "log": "log.Log",
     "queue": "queue_.Queue",
     "cancel": "cancel.Cancel",

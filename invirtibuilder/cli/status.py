@@ -8,10 +8,11 @@ from typing import Any
 
 from invirtibuilder import model
 from invirtibuilder.aliases import Alias
+from invirtibuilder.cli import sitehealth
 from invirtibuilder.cli.command import Command, load_site, show, table
 from invirtibuilder.cli.follow import verdict
 from invirtibuilder.daemon import make_context
-from invirtibuilder.errors import Denied, NotFound
+from invirtibuilder.errors import Denied, NotFound, UsageFault
 from invirtibuilder.jobs import Job, Jobs
 from invirtibuilder.settings import Site
 from invirtibuilder.spool import Spool
@@ -27,8 +28,15 @@ class Status(Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("job", metavar="JOB", nargs="?", help="an id, or a part of one")
         parser.add_argument("--all", action="store_true", help="every job, not the latest 20")
+        parser.add_argument(
+            "--site", action="store_true", help="the health of the site; exit code 7 for a trouble"
+        )
 
     def run(self, args: argparse.Namespace) -> int:
+        if args.site:
+            if args.job or args.all:
+                raise UsageFault("--site is for the whole site")
+            return sitehealth.status(args)
         site = load_site(args)
         jobs = Jobs(site.jobs)
         if args.job and Spool(site.queue).has(args.job):

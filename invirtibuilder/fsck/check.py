@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from invirtibuilder import files
+from invirtibuilder import files, maintenance
 from invirtibuilder.errors import Fault
 from invirtibuilder.fsck import content, indices, leftovers, repair, sources
 from invirtibuilder.fsck.findings import Finding, Memory
@@ -78,12 +78,24 @@ def check(
             found += sources.check(context, pocket, state, go_on)
     found += _common(context, pockets, states, memory, mend=mend)
     memory.save()
-    return Report(
+    report = Report(
         pockets=tuple(states),
         packages=sum(len(state.records) for state in states.values()),
         findings=tuple(found),
         read=memory.read,
     )
+    maintenance.note(site, maintenance.FSCK, context.clock(), _noted(report, level))
+    return report
+
+
+def _noted(report: Report, level: str) -> dict[str, dict[str, object]]:
+    """What is kept of it for each pocket; drift that belongs to none is each one's."""
+    drift = [finding.pocket for finding in report.findings if finding.drift]
+    everywhere = sum(pocket not in report.pockets for pocket in drift)
+    return {
+        pocket: {"level": level, "drift": drift.count(pocket) + everywhere}
+        for pocket in report.pockets
+    }
 
 
 def _pocket(

@@ -67,7 +67,7 @@ def test_kinds_of_fault_have_codes_of_their_own() -> None:
 def test_exit_codes() -> None:
     assert not {1, 2, 255} & {int(code) for code in Exit}, "remctl's and argparse's own"
     assert all(0 <= code < 128 for code in Exit), "those above are signals"
-    used = {fault.exit for fault in FAULTS} | {Exit.OK, Exit.TEMPORARY, Exit.DRIFT}
+    used = {fault.exit for fault in FAULTS} | {Exit.OK, Exit.TEMPORARY, Exit.DRIFT, Exit.UNHEALTHY}
     assert used == set(Exit), f"nothing ends with {set(Exit) - used}"
 
 

@@ -16,7 +16,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "core": ("errors", "model", "states", "run", "confine", "accounts", "files", "tarsafe")
     + ("jsonsafe", "order", "journal", "sockets", "watchdog", "gitcmd", "gitobjects", "yamlread"),
     "site": ("settings", "configwords", "config", "entries", "spool", "joblog", "pauses")
-    + ("aliases", "jobs"),
+    + ("aliases", "jobs", "tally", "maintenance"),
     "adapters": (
         "hookcall",
         "notifierclient",
@@ -30,7 +30,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     + ("apt.*", "hooks", "engine", "remctl"),
     "line": ("stages.*", "pipeline", "hosting", "retention", "fsck.*", "rebuild", "differences")
     + ("keyring", "acts", "acltable", "quotas", "submissions", "answers", "schedule", "runner")
-    + ("notifier", "daemon"),
+    + ("notifier", "daemon", "health", "metrics"),
     "work": ("sandbox.*", "phases.*", "worker"),
     "entry": ("door.*", "cli.*", "__main__"),
     "inside": ("inside.*",),

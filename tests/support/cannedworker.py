@@ -20,7 +20,7 @@ from typing import Any
 
 from invirtibuilder import debchanges, tarsafe
 from invirtibuilder.engine import GO, receive_descriptors
-from invirtibuilder.errors import Blame, Reason
+from invirtibuilder.errors import Blame, MachineFault, Reason
 from invirtibuilder.model import without_epoch
 from invirtibuilder.order import Manifest, Order, ResultWriter, read_order
 from invirtibuilder.run import run
@@ -183,7 +183,8 @@ class CannedWorker:
 
     def _listen(self, server: socket.socket) -> None:
         while not self._stop.is_set():
-            with contextlib.suppress(TimeoutError):
+            # Who only looks whether somebody is there sends nothing.
+            with contextlib.suppress(TimeoutError, MachineFault):
                 connection, _ = server.accept()
                 with connection:
                     connection.settimeout(PATIENCE)
