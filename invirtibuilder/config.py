@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,6 +48,36 @@ def load(file: Path) -> Site:
     return site
 
 
+class Current:
+    """The configuration as it is now, for services; while it cannot be read, as it was."""
+
+    def __init__(self, file: Path, log: Callable[[str], None]) -> None:
+        self._file = file
+        self._log = log
+        self._lock = threading.Lock()
+        self._mark = _mark(file)
+        self._site = load(file)
+
+    def __call__(self) -> Site:
+        with self._lock:
+            mark = _mark(self._file)
+            if mark != self._mark:
+                self._mark = mark
+                try:
+                    self._site = load(self._file)
+                except (Fault, OSError) as error:
+                    self._log(f"the configuration stays as it was: {error}")
+            return self._site
+
+
+def _mark(file: Path) -> object:
+    """What differs when the file was changed or replaced."""
+    with suppress(OSError):
+        found = file.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return None
+
+
 def _path(value: Value, base: Path, default: Path, *, must_exist: bool = False) -> Path:
     """A path; relative ones start at the configuration file's directory."""
     path = base / value.text(str(default))
@@ -62,8 +93,8 @@ def _site(root: Value, file: Path) -> Site:
     top = root.record("site", "domains", "pockets", "hooks", required=("site", "pockets"))
     keys = (
         *("name", "directory", "url", "git_url", "tagger", "signing"),
-        *("doors", "max_push", "queue_group", "acl_refresh", "reserve", "notifier"),
-        "administrators",
+        *("doors", "max_push", "queue_group", "push_group", "acl_refresh", "reserve", "notifier"),
+        *("signer", "administrators"),
     )
     site = top["site"].record(*keys, required=("name", "tagger", "signing"))
     base = file.parent
@@ -90,10 +121,12 @@ def _site(root: Value, file: Path) -> Site:
         signing=signing,
         doors=site["doors"].texts((), words.account),
         queue_group=site["queue_group"].text("", words.site_name),
+        push_group=site["push_group"].text("", words.site_name),
         max_push=site["max_push"].size(1 << 30) or 1 << 30,
         acl_refresh=site["acl_refresh"].duration(300) or 300,
         notifier=notifier,
         administrators=_who(site["administrators"], base, None, "file"),
+        signer=_socket(site["signer"], directory),
         hooks=hooks,
         domains=domains,
         pockets={

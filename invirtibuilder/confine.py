@@ -87,20 +87,22 @@ class Confinement:
     No sockets, no signals to others nor a look into them, no symbolic or hard links, no change of
     modes, owners or times. Where the kernel has Landlock (`abi`), it reads, writes and executes
     nothing but this, and the system's libraries. Without `forks` fork(2) fails: what would start
-    programs that are not there for it does not try.
+    programs that are not there for it does not try. Without `syncs` fsync(2) and fdatasync(2) do
+    nothing and say that they did, for who syncs afterwards what has been written.
     """
 
     read: Sequence[Path] = ()
     write: Sequence[Path] = ()
     execute: Sequence[Path] = ()
     forks: bool = False
+    syncs: bool = True
 
     def enter(self) -> None:
         """Confine the calling thread, for good. Raises OSError."""
         _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
         if version := abi():
             self._landlock(version)
-        _filter(forks=self.forks)
+        _filter(forks=self.forks, syncs=self.syncs)
 
     def _landlock(self, version: int) -> None:
         rights = max(value for since, value in _RIGHTS.items() if since <= version)
@@ -145,7 +147,7 @@ def _allow(ruleset: int, path: Path, rights: int) -> None:
         os.close(fd)
 
 
-def _filter(*, forks: bool) -> None:
+def _filter(*, forks: bool, syncs: bool) -> None:
     """The system call filter, for this thread and what it starts."""
     rules = seccomp.SyscallFilter(seccomp.ALLOW)
     refused, arch = seccomp.ERRNO(errno.EPERM), seccomp.Arch()
@@ -166,6 +168,9 @@ def _filter(*, forks: bool) -> None:
     rules.add_rule(refused, "prlimit64", seccomp.Arg(0, seccomp.NE, 0))
     for number in NEWER:
         rules.add_rule(seccomp.ERRNO(errno.ENOSYS), number)
+    if not syncs:
+        for call in ("fsync", "fdatasync"):
+            rules.add_rule(seccomp.ERRNO(0), call)
     rules.load()
 
 

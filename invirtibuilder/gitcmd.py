@@ -203,7 +203,8 @@ def _unlock(repository: Path, name: str) -> None:
 
     A living git holds one for milliseconds: what has been there for STALE seconds is nobody's.
     """
-    for lock in (repository / f"{name}.lock", repository / "packed-refs.lock", repository / HEAD):
+    for each in (f"{name}.lock", "packed-refs.lock", "packed/packed-refs.lock", HEAD):
+        lock = repository / each
         while not _gone(lock):
             time.sleep(0.05)
 
@@ -224,10 +225,7 @@ def _gone(lock: Path) -> bool:
 def sync_refs(repository: Path, names: Iterable[str]) -> None:
     """Make the names of refs survive a power cut; git syncs only their content."""
     folders = {folder for name in names for folder in repository.joinpath(name).parents}
-    inner = [folder for folder in folders if folder.is_relative_to(repository)]
-    for folder in sorted(inner, reverse=True):
-        if folder.is_dir():
-            files.sync_directory(folder)
+    files.sync_all(f for f in folders if f.is_relative_to(repository) and f.is_dir())
 
 
 def maintain(repository: Path, *, loose: int = 4000, timeout: float = 3600) -> None:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self
 
-from invirtibuilder import files, gitcmd, gitobjects, model
+from invirtibuilder import files, gitcmd, gitobjects, gitshared, model
 from invirtibuilder.errors import Fault, MachineFault, Malformed, NotFound
 from invirtibuilder.gitcmd import git
 from invirtibuilder.run import ProcessFault
@@ -47,11 +47,13 @@ class Repository:
         max_size: int,
         description: str = "",
         head: str = "main",
+        shared: bool = False,
     ) -> Self:
         """Make the repository, or bring an existing one's configuration and hook up to date.
 
         `hook` is the argv of the pre-receive program; `max_size` bounds one push, in bytes;
-        `head` is the branch that a clone checks out, when the repository is new.
+        `head` is the branch that a clone checks out, when the repository is new. A `shared` one
+        is pushed to by another account: see `gitshared`.
         """
         head_ref = gitcmd.ref_name(f"refs/heads/{head}")
         if not (path / "HEAD").exists():
@@ -62,7 +64,7 @@ class Repository:
         for folder in ("hooks", "info", "objects/info", "refs/heads", "refs/tags"):
             (path / folder).mkdir(parents=True, exist_ok=True)
         (path / "objects/info/alternates").unlink(missing_ok=True)
-        files.write_atomic(path / "config", configuration(max_size))
+        files.write_atomic(path / "config", configuration(max_size, shared=shared))
         files.write_atomic(path / "description", model.printable(description) + "\n")
         pre_receive = path / "hooks/pre-receive"
         if hook:
@@ -349,7 +351,8 @@ class Repository:
         self._all_arrived(source, there)
         shown = re.match(r"ref: (refs/heads/\S+)\tHEAD\n", there)
         if shown and self.ref(shown.group(1)):
-            git(self.path, "symbolic-ref", "HEAD", gitcmd.ref_name(shown.group(1)))
+            head = gitshared.head(self.path)
+            git(self.path, "symbolic-ref", head, gitcmd.ref_name(shown.group(1)))
 
     def _all_arrived(self, source: Path, there: str) -> None:
         # git leaves out, without an error, what it would have to be shallow for.
@@ -365,9 +368,12 @@ class Repository:
             )
 
 
-def configuration(max_size: int) -> str:
-    """The configuration file of a repository that takes pushes of at most `max_size` bytes."""
-    sections = {
+def configuration(max_size: int, *, shared: bool = False) -> str:
+    """The configuration file of a repository that takes pushes of at most `max_size` bytes.
+
+    When it is `shared` these are another account's.
+    """
+    sections: dict[str, dict[str, str]] = {
         "core": {
             "repositoryFormatVersion": "0",
             "fileMode": "true",
@@ -387,6 +393,8 @@ def configuration(max_size: int) -> str:
         # A submodule's pinned commit may be one that only a kept ref holds.
         "uploadpack": {"allowReachableSHA1InWant": "true", "allowTipSHA1InWant": "true"},
     }
+    for section, values in gitshared.SETTINGS.items() if shared else ():
+        sections.setdefault(section, {}).update(values)
     text = "# Written by invirtibuilder; changes are lost.\n"
     for section, values in sections.items():
         text += f"[{section}]\n" + "".join(f"\t{k} = {v}\n" for k, v in values.items())

@@ -15,13 +15,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from invirtibuilder import __version__, acltable, files, hosting, maintenance, model, pauses, tally
+from invirtibuilder import __version__, acltable, files, maintenance, model, pauses, tally
 from invirtibuilder.apt.expiry import expiries
 from invirtibuilder.errors import Fault, Reason
 from invirtibuilder.hooks import Delivery
 from invirtibuilder.jobs import Jobs
 from invirtibuilder.pauses import Pause
 from invirtibuilder.settings import Pocket, Site
+from invirtibuilder.stages.context import public_key
 from invirtibuilder.states import State
 
 NIGHTLY = timedelta(days=3)
@@ -253,7 +254,7 @@ class _Looker:
         told = PocketHealth(name=name, base=self.bases.get(name, ["", ""])[1])
         told.fsck, told.gc = (self.notes[what].get(name, {}) for what in ("fsck", "gc"))
         self.health.pockets.append(told)
-        key = hosting.public_key(self.site, pocket)
+        key = public_key(self.site, pocket)
         found = self.seen(f"the keys of {name}", lambda: expiries(key.read_bytes())) or {}
         told.keys = {k: model.iso(end) if end else "" for k, end in found.items()}
         made = self.seen(f"the keys of {name}", lambda: key.stat().st_mtime)

@@ -24,7 +24,7 @@ BACK_OFF = (5, 30, 120, 600, 3600)
 GIVE_UP = timedelta(hours=24)
 """How long a hook that is not required is tried."""
 
-NOBODY = timedelta(seconds=10)
+NOBODY = timedelta(seconds=5)
 """When is tried again what no program could be started for."""
 
 MAX_TAIL = 64 << 10

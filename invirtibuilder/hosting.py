@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import functools
+import grp
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from invirtibuilder import files
+from invirtibuilder import files, gitshared
 from invirtibuilder.apt import stanza
-from invirtibuilder.errors import Malformed, NotFound
+from invirtibuilder.errors import ConfigFault, Malformed, NotFound, Unavailable
 from invirtibuilder.gitrepo import Repository
 from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.spool import Spool
 from invirtibuilder.stages import history
-from invirtibuilder.stages.context import LABEL, Context, archive
+from invirtibuilder.stages.context import LABEL, Context, archive, public_key
 from invirtibuilder.stages.transaction import first_publication
 from invirtibuilder.superproject import Superproject
 
@@ -28,6 +29,9 @@ def ensure_site(site: Site) -> None:
     for path in (site.jobs, site.packages, site.archive, site.origs, site.events):
         path.mkdir(parents=True, exist_ok=True)
     site.socket.parent.mkdir(exist_ok=True)
+    if (group := pushers(site)) is not None:
+        # What is not published is for who pushes, and for nobody else.
+        gitshared.let(site.packages, group, 0o750)
     Spool(site.queue).create(site.queue_group)
     Superproject.create(site.superproject, head=next(iter(site.pockets.values())).branch)
     write_push_rules(site)
@@ -61,16 +65,30 @@ def create_package(site: Site, package: str, source: Path | None = None) -> Repo
     if source is not None and not any((source / name).exists() for name in ("HEAD", ".git")):
         raise NotFound(f"no git repository {source}", code="no-repository")
     ensure_site(site)
-    path = site.package_repository(package)
+    path, group = site.package_repository(package), pushers(site)
     repository = Repository.create(
         path,
         hook=push_hook(site, package),
         max_size=site.max_push,
         description=f"Debian package {package}",
+        shared=group is not None,
     )
     if source is not None:
         repository.import_from(source)
+    if group is not None:
+        folders = {str(Path(p.tag_format).parent) for p in site.pockets.values()}
+        gitshared.share(path, group, sorted(folders - {"."}))
     return repository
+
+
+def pushers(site: Site) -> int | None:
+    """The group whose members may push. Raises ConfigFault."""
+    if not site.push_group:
+        return None
+    try:
+        return grp.getgrnam(site.push_group).gr_gid
+    except KeyError as error:
+        raise ConfigFault(f"site: push_group: no group {site.push_group}") from error
 
 
 def package_names(site: Site) -> list[str]:
@@ -84,15 +102,16 @@ def ensure_pocket(context: Context, pocket: Pocket) -> None:
     """Make a pocket's archive with a first, empty publication; safe to repeat."""
     key = public_key(context.site, pocket)
     key.parent.mkdir(parents=True, exist_ok=True)
-    armoured = context.signer(pocket).public_key()
-    if not key.exists() or key.read_bytes() != armoured:
-        files.write_atomic(key, armoured)
+    try:
+        armoured = context.signer(pocket).public_key()
+    except Unavailable:
+        # The signer is away: what is published stays, and the key that it was published with.
+        if not key.exists():
+            raise
+    else:
+        if not key.exists() or key.read_bytes() != armoured:
+            files.write_atomic(key, armoured)
     first_publication(context, pocket)
-
-
-def public_key(site: Site, pocket: Pocket) -> Path:
-    """Where a pocket's public key is for everybody, armoured, served with the archive."""
-    return site.archive / pocket.name / "key.asc"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,10 @@ import re
 from datetime import UTC
 from email.utils import format_datetime
 
-from invirtibuilder import hosting
 from invirtibuilder.gitrepo import Repository
 from invirtibuilder.settings import Pocket
 from invirtibuilder.spool import Request, local_principal
-from invirtibuilder.stages.context import Context
+from invirtibuilder.stages.context import Context, public_key
 
 BRANCH = "refs/heads/main"
 CHANGELOG = "debian/changelog"
@@ -74,7 +73,7 @@ def refresh(context: Context, pocket: Pocket) -> Request | None:
         max_size=context.site.max_push,
         description=f"Keys of {pocket.name}, written by the site itself",
     )
-    keys = hosting.public_key(context.site, pocket).read_bytes()
+    keys = public_key(context.site, pocket).read_bytes()
     head = repository.ref(BRANCH)
     if head is None or repository.blob(head, KEYS, MAX_BYTES) != keys:
         head = _commit(context, pocket, repository, head, keys)

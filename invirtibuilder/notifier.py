@@ -51,12 +51,10 @@ class Notifier:
     """Serves a socket until told to stop; raises ConfigFault when it cannot begin."""
 
     def __init__(self, file: Path, log: Log) -> None:
-        self._file = file
         self._log = log
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._mark = _mark(file)
-        self._site = config.load(file)
+        self._site = config.Current(file, log)
         self._hooks = threading.BoundedSemaphore(HOOKS_AT_ONCE)
         self._acls = threading.BoundedSemaphore(ACLS_AT_ONCE)
         self._telling: set[socket.socket] = set()
@@ -91,7 +89,7 @@ class Notifier:
 
     def _answer(self, connection: socket.socket) -> tuple[dict[str, Any], bytes]:
         try:
-            site = self._configured()
+            site = self._site()
             uid = sockets.peer_uid(connection)
             if uid not in (0, site.directory.stat().st_uid):
                 raise Denied(f"uid {uid} is neither the site's own account nor root")
@@ -132,26 +130,6 @@ class Notifier:
                     return acl.output(entry.command, pocket, action)
         what = model.printable(f"{program} {pocket} {action}")
         raise NotFound(f"the notifier's configuration has no such program of an ACL: {what[:300]}")
-
-    def _configured(self) -> Site:
-        """The configuration as it is now; while that cannot be read, as it was."""
-        with self._lock:
-            mark = _mark(self._file)
-            if mark != self._mark:
-                self._mark = mark
-                try:
-                    self._site = config.load(self._file)
-                except (Fault, OSError) as error:
-                    self._log(f"the configuration stays as it was: {error}")
-            return self._site
-
-
-def _mark(file: Path) -> object:
-    """What differs when the file was changed or replaced."""
-    with suppress(OSError):
-        found = file.stat()
-        return found.st_ino, found.st_size, found.st_mtime_ns
-    return None
 
 
 @contextmanager

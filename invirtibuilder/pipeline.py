@@ -60,7 +60,7 @@ LINES = {"submit": STAGES, "promote": PROMOTION, "rollback": ROLLBACK}
 VERDICT = "verdict"
 RETRY = timedelta(seconds=30)
 FULL = {errno.ENOSPC, errno.EDQUOT}
-PASSING = frozenset({"key-missing", "key-locked"})
+PASSING = frozenset({"key-missing", "key-locked", "no-signer", "signer-refused"})
 """What the administrator puts right: a job waits for it, and what it has built is not lost."""
 FULL_WORDS = tuple(os.strerror(number) for number in FULL)
 

@@ -168,10 +168,12 @@ class Site:
     signing: Signing
     doors: tuple[str, ...]
     queue_group: str
+    push_group: str
     max_push: int
     acl_refresh: float
     notifier: Path | None  # None: hooks and the programs of ACLs are run by the daemon
     administrators: tuple[AclEntry, ...]
+    signer: Path | None  # None: the daemon has the keys
     hooks: tuple[HookSettings, ...]
     domains: Mapping[str, Domain]
     pockets: Mapping[str, Pocket]

@@ -118,9 +118,8 @@ class Exchange:
                     f"{self._archive.root.name}: reprepro did not remove"
                     f" {entry.package} {entry.version} of {entry.source}"
                 )
-        for path in sorted(paths):
-            files.sync_file(path)
-        self._sync_folders(paths)
+        folders = {parent for path in paths for parent in path.parents}
+        files.sync_all([*paths, *(f for f in folders if f.is_relative_to(self._archive.root))])
 
     def _proved(self, added: _Added, entries: Sequence[Entry]) -> Iterator[Path]:
         """The pool's file for each wanted name; raises when one is not listed or differs."""
@@ -157,13 +156,6 @@ class Exchange:
         if found != sha256:
             raise MachineFault(f"{path} in the pool has SHA-256 {found}, not {sha256}")
         return file
-
-    def _sync_folders(self, paths: Collection[Path]) -> None:
-        root = self._archive.root
-        folders = {parent for path in paths for parent in path.parents}
-        for folder in folders:
-            if folder == root or root in folder.parents:
-                files.sync_directory(folder)
 
     def _call(self, action: str, *args: str) -> Done:
         return self._archive.call(action, *args, lock_fd=self._lock_fd)

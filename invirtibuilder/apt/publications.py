@@ -60,6 +60,11 @@ class Publications:
     def _store(self) -> Path:
         return self.root / "by-hash" / "SHA256"
 
+    @property
+    def _signed(self) -> Path:
+        """Its time is the Date that was given to be signed last; may be gone after a power cut."""
+        return self.root / "private" / "signed"
+
     def path(self, number: int) -> Path:
         """Where publication `number` is; an APT source may name it as its URI."""
         return self._all / f"{number:08d}"
@@ -94,10 +99,14 @@ class Publications:
     def next_date(self, now: datetime) -> datetime:
         """The Date for the next publication: now, but a second after every other's at least.
 
-        APT takes the newer Date, and a file server's clients compare whole seconds.
+        APT takes the newer Date, and a file server's clients compare whole seconds. The signer
+        takes newer ones only, also than that of one that was signed and then undone.
         """
-        dates = [self.date(number) + timedelta(seconds=1) for number in self._newest()]
-        return max([now.astimezone(UTC).replace(microsecond=0), *dates])
+        dates = [self.date(number) for number in self._newest()]
+        if self._signed.exists():
+            dates.append(datetime.fromtimestamp(int(self._signed.stat().st_mtime), UTC))
+        later = [date + timedelta(seconds=1) for date in dates]
+        return max([now.astimezone(UTC).replace(microsecond=0), *later])
 
     def pause(self, now: datetime) -> float:
         """Seconds to wait before the next publication so that APT takes it for a present one."""
@@ -143,7 +152,7 @@ class Publications:
         indices = self._indices(exported)
         for name in self._present(exported, indices):
             self._add(exported / "dists" / self.codename / name, dist / name, indices[name])
-        text = _release_text(self._release(exported), indices, date, valid_for, commit)
+        text = release_text(self._release(exported), indices, date, valid_for, commit)
         self._write_signed(dist, text, date, sign)
         for path in (new, *new.rglob("*")):
             if not path.is_symlink():
@@ -184,7 +193,7 @@ class Publications:
 
     def _add(self, source: Path, target: Path, expected: tuple[str, int]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _link_or_copy(source, target)
+        _linked(source, target)
         with target.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if (found, target.stat().st_size) != expected:
@@ -194,6 +203,8 @@ class Publications:
             by_hash.symlink_to(os.path.relpath(self.root / "by-hash", by_hash.parent))
 
     def _write_signed(self, dist: Path, text: bytes, date: datetime, sign: Sign) -> None:
+        self._signed.touch(mode=0o600)
+        os.utime(self._signed, (date.timestamp(), date.timestamp()))
         inrelease, detached = sign(text)
         if text.rstrip(b"\n") not in inrelease or not detached.strip():
             raise MachineFault(f"{self.root.name}: what was signed is not this Release")
@@ -212,8 +223,8 @@ class Publications:
             if (dist / name).is_file() and not (kept.is_file() and kept.stat().st_size == size):
                 beside = self._store / ".new"
                 beside.unlink(missing_ok=True)
-                _link_or_copy(dist / name, beside)
-                files.sync_file(beside)
+                if not _linked(dist / name, beside):
+                    files.sync_file(beside)
                 beside.rename(kept)
         files.sync_directory(self._store)
         files.sync_directory(self._store.parent)
@@ -303,23 +314,27 @@ def _named(index: Path) -> Iterator[str]:
             yield from (line[10:].rstrip("\n") for line in lines if line.startswith("Filename: "))
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def _linked(source: Path, target: Path) -> bool:
+    """Make `target` the same file as `source`; False where it had to be a copy."""
     try:
         target.hardlink_to(source)
     except OSError:
         # Another file system, or more links than one allows.
         shutil.copyfile(source, target)
+        return False
+    return True
 
 
-def _release_text(
-    exported: Release,
+def release_text(
+    fields: Mapping[str, str],
     indices: Mapping[str, tuple[str, int]],
     date: datetime,
     valid_for: float | None,
     commit: str,
 ) -> bytes:
+    """What is signed: some of the fields, SHA-256 and size of each index by name, and the rest."""
     names = ("Origin", "Label", "Suite", "Codename", "Architectures", "Components", "Description")
-    lines = [f"{name}: {exported[name]}" for name in names if name in exported]
+    lines = [f"{name}: {fields[name]}" for name in names if name in fields]
     lines.append(f"Date: {_rfc2822(date)}")
     if valid_for is not None:
         lines.append(f"Valid-Until: {_rfc2822(date + timedelta(seconds=valid_for))}")

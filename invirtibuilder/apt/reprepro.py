@@ -279,6 +279,8 @@ class Reprepro:
             write=(self._db, self.private / "dists", self.root / "pool"),
             execute=[Path(name) for name in found if name],
             forks=action == "include",
+            # The database is synced whole before anything counts, and the pool with it.
+            syncs=False,
         )
 
     def call(self, action: str, *args: str, lock_fd: int) -> Done:

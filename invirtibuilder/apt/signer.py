@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from invirtibuilder.errors import MachineFault
 from invirtibuilder.run import Done, ProcessFault, run
@@ -27,8 +28,37 @@ class Key:
     secret: bool
 
 
+class Signer(Protocol):
+    """The keys that sign a pocket's publications, here or with the signer's service."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All that sign, by fingerprint, the key itself first."""
+        ...
+
+    def sign(self, release: bytes) -> tuple[bytes, bytes]:
+        """InRelease and Release.gpg for a Release. Raises a Fault."""
+        ...
+
+    def check(self) -> None:
+        """Make a signature that nobody gets. Raises what `sign` would."""
+        ...
+
+    def signed(self, inrelease: bytes) -> bool:
+        """Whether these keys, each of them and no other, have signed an InRelease."""
+        ...
+
+    def public_key(self) -> bytes:
+        """The public keys, armoured as one. Raises a Fault when one is missing."""
+        ...
+
+    def described(self) -> list[Key]:
+        """What is known of each key, in their order; a missing one has no dates."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
-class Signer:
+class GpgSigner:
     """A signing key, by fingerprint or user id, and the GnuPG home that has it.
 
     The keys in `also` sign besides, so that clients that know one of them are content: while
@@ -48,7 +78,12 @@ class Signer:
 
     def sign(self, release: bytes) -> tuple[bytes, bytes]:
         """InRelease and Release.gpg for a Release. Raises MachineFault."""
+        # One after the other: two at once are no faster, as both ask the agent.
         return self._sign("--clearsign", release), self._sign("--detach-sign", release)
+
+    def check(self) -> None:
+        """Make a signature that nobody gets. Raises what `sign` would."""
+        self._sign("--clearsign", b"check\n")
 
     def _sign(self, how: str, data: bytes) -> bytes:
         users = [word for key in self.keys for word in ("--local-user", key)]

@@ -20,7 +20,7 @@ SOCKETS = Path("/run/invirtibuilder")
 WORKERS = {"trusted": "ib-build", "untrusted": "ib-build-untrusted"}
 """The account of each trust domain's worker, whose home is its directory."""
 ACCOUNTS = (DAEMON, "ib-submit", "ib-git", "ib-sign", "ib-notify", *WORKERS.values())
-GROUPS = ("ib-submit",)
+GROUPS = ("ib-submit", "ib-git")
 """Those that the daemon's account has to be in."""
 MADE = ("superproject.git", "archive", "jobs", "packages")
 """What a site's directory has as soon as there is a site."""
@@ -28,7 +28,8 @@ MADE = ("superproject.git", "archive", "jobs", "packages")
 KEYS = f"""
   directory: {SITE}
   doors: [ib-submit]
-  queue_group: ib-submit"""
+  queue_group: ib-submit
+  push_group: ib-git"""
 DOMAINS = "".join(
     f"\n  {name}: {{socket: {SOCKETS}/worker-{name}.sock}}" for name in reversed(WORKERS)
 )

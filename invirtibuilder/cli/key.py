@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from datetime import datetime
+from pathlib import Path
 
 from invirtibuilder import model
 from invirtibuilder.accounts import become_owner
-from invirtibuilder.apt.signer import Signer, create_key
+from invirtibuilder.apt.signer import create_key
 from invirtibuilder.cli.command import Command, load_site, show, table, the_pocket
 from invirtibuilder.settings import Signing, Site
+from invirtibuilder.stages.context import gpg_signer, signer
 
 
 class KeyCommand(Command):
@@ -25,6 +28,9 @@ class KeyCommand(Command):
     def run(self, args: argparse.Namespace) -> int:
         site = load_site(args)
         if args.verb == "list":
+            if os.geteuid() == 0:
+                # gpg would leave an agent of root's there.
+                become_owner(site.signing.home)
             values = _listed(site)
             rows: list[tuple[str, ...]] = [
                 ("POCKET", "SIGNS", "FINGERPRINT", "MADE", "EXPIRES", "SECRET")
@@ -60,7 +66,7 @@ def _listed(site: Site) -> list[dict[str, object]]:
     for pocket in site.pockets.values():
         keys = pocket.signing
         if keys not in known:
-            signer = Signer(gnupghome=keys.home, key=keys.key, also=keys.also)
+            using = gpg_signer(pocket) if _owned(keys.home) else signer(site, pocket)
             known[keys] = [
                 {
                     "signs": "also" if number else "first",
@@ -70,9 +76,17 @@ def _listed(site: Site) -> list[dict[str, object]]:
                     "expires": _day(key.expires),
                     "secret": key.secret,
                 }
-                for number, key in enumerate(signer.described())
+                for number, key in enumerate(using.described())
             ]
     return [{"pocket": p.name, **v} for p in site.pockets.values() for v in known[p.signing]]
+
+
+def _owned(home: Path) -> bool:
+    """Whether the keys are this account's; others ask the signer."""
+    try:
+        return home.stat().st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _day(time: datetime | None) -> str:

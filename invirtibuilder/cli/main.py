@@ -23,6 +23,7 @@ COMMANDS = {
     "daemon": "daemon.RunDaemon",
     "worker": "worker.Worker",
     "notifier": "notifier.RunNotifier",
+    "signer": "signer.RunSigner",
     "check": "check.Check",
     "submit": "submit.Submit",
     "promote": "move.Promote",

@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from invirtibuilder import confine
-from invirtibuilder.apt.signer import Signer
 from invirtibuilder.cli.command import Command, config_file, own_site, show
 from invirtibuilder.errors import Exit, Fault
 from invirtibuilder.run import CLEAN
@@ -20,7 +19,7 @@ from invirtibuilder.sandbox.check import MISSING, OK, WEAKER, Finding, findings,
 from invirtibuilder.sandbox.slots import slots
 from invirtibuilder.sandbox.sources import inside
 from invirtibuilder.settings import Domain, Pocket, Site
-from invirtibuilder.stages.context import mirror_sources
+from invirtibuilder.stages.context import mirror_sources, signer
 
 PROGRAMS = {"git": "git", "gpg": "gpg", "gpg-agent": "gpg-agent", "reprepro": "reprepro"}
 OWN = "the domain's `directory` must be one that this account can make and write"
@@ -124,14 +123,15 @@ def _tried(what: str, detail: str, trial: Callable[[], object], advice: str) -> 
 
 
 def _signing(site: Site) -> Iterator[Finding]:
-    """Each key makes a signature; only the daemon's account can."""
-    for signing in dict.fromkeys([site.signing, *(p.signing for p in site.pockets.values())]):
-        signer = Signer(gnupghome=signing.home, key=signing.key, also=signing.also)
+    """Each key makes a signature, here or where the signer has it."""
+    whose = "the daemon's account" if site.signer is None else f"who listens at {site.signer}"
+    for pocket in {p.signing: p for p in site.pockets.values()}.values():
+        using = signer(site, pocket)
         yield _tried(
             "signing key",
-            " ".join(signer.keys),
-            lambda signer=signer: signer.sign(b"self-check\n"),  # type: ignore[misc]
-            f"the daemon's account must be able to use it in {signing.home}",
+            " ".join(using.keys),
+            using.check,
+            f"{whose} must be able to use it in {pocket.signing.home}",
         )
 
 

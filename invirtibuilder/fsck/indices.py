@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from invirtibuilder import debchanges, files, hosting, model
+from invirtibuilder import debchanges, files, model
 from invirtibuilder.apt.publications import COMPRESSED, Publications
 from invirtibuilder.apt.signer import verified
 from invirtibuilder.errors import Fault, Malformed
 from invirtibuilder.fsck.content import State
 from invirtibuilder.fsck.findings import Finding, Memory
 from invirtibuilder.settings import Pocket
-from invirtibuilder.stages.context import Context
+from invirtibuilder.stages.context import Context, public_key
 
 MAX_RELEASE = 16 << 20
 Index = Mapping[str, tuple[str, int]]
@@ -76,7 +76,7 @@ class _Archive:
 
     def _signatures(self, number: int, dist: Path, what: str) -> Iterator[Finding]:
         """By a key that signs now; an older publication may be of one that no longer does."""
-        key = hosting.public_key(self.context.site, self.pocket)
+        key = public_key(self.context.site, self.pocket)
         ours = set(self.context.signer(self.pocket).keys)
         for name, more in (("InRelease", []), ("Release.gpg", [dist / "Release"])):
             path = dist / name

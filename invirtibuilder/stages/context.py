@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 from invirtibuilder.apt.mirror import machine_sources, stanza
 from invirtibuilder.apt.publications import Publications
 from invirtibuilder.apt.reprepro import Reprepro
-from invirtibuilder.apt.signer import Signer
+from invirtibuilder.apt.signer import GpgSigner, Signer
+from invirtibuilder.apt.signerclient import SocketSigner
 from invirtibuilder.engine import Engine
 from invirtibuilder.errors import NotFound
 from invirtibuilder.gitrepo import Repository
@@ -113,8 +115,7 @@ class Context:
 
     def signer(self, pocket: Pocket) -> Signer:
         """What signs the pocket's publications."""
-        keys = pocket.signing
-        return Signer(gnupghome=keys.home, key=keys.key, also=keys.also)
+        return signer(self.site, pocket)
 
     def repository(self, package: str) -> Repository:
         return Repository(self.site.package_repository(package))
@@ -140,7 +141,7 @@ class Context:
                 publication=str(publications.path(number).relative_to(publications.root)),
                 codename=pocket.codename,
                 components=pocket.components[:1],
-                key=self.signer(pocket).public_key().decode(),
+                key=public_key(self.site, pocket).read_text(),
             )
         return Room(
             suite=pocket.suite,
@@ -167,6 +168,25 @@ def mirror_sources(pocket: Pocket) -> str:
     if pocket.mirror:
         return stanza(pocket.mirror, [pocket.suite], pocket.components)
     return machine_sources(pocket.suite, pocket.components)
+
+
+def signer(site: Site, pocket: Pocket) -> Signer:
+    """What signs the pocket's publications: this process, or the signer's."""
+    keys = pocket.signing
+    if site.signer is None:
+        return gpg_signer(pocket)
+    return SocketSigner(path=site.signer, pocket=pocket.name, keys=(keys.key, *keys.also))
+
+
+def gpg_signer(pocket: Pocket) -> GpgSigner:
+    """The pocket's keys in their home, for who can read that."""
+    keys = pocket.signing
+    return GpgSigner(gnupghome=keys.home, key=keys.key, also=keys.also)
+
+
+def public_key(site: Site, pocket: Pocket) -> Path:
+    """Where a pocket's public key is for everybody, armoured, served with the archive."""
+    return site.archive / pocket.name / "key.asc"
 
 
 def archive(site: Site, pocket: Pocket) -> Archive:

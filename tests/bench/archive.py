@@ -22,7 +22,7 @@ from pathlib import Path
 from invirtibuilder import files
 from invirtibuilder.apt.publications import Publications
 from invirtibuilder.apt.reprepro import Reprepro
-from invirtibuilder.apt.signer import Signer
+from invirtibuilder.apt.signer import GpgSigner
 from invirtibuilder.run import run
 from tests.bench import figures
 from tests.bench.figures import Bound, Figures
@@ -116,7 +116,7 @@ class Incoming:
 class Ours:
     """A pocket's archive as the line writes it."""
 
-    def __init__(self, root: Path, incoming: Incoming, key: Signer) -> None:
+    def __init__(self, root: Path, incoming: Incoming, key: GpgSigner) -> None:
         self._incoming, self._key = incoming, key
         architecture = debs.machine_architecture()
         self.archive = Reprepro(
@@ -154,7 +154,7 @@ class Ours:
 class Plain:
     """reprepro alone, which signs what it exports."""
 
-    def __init__(self, base: Path, incoming: Incoming, key: Signer) -> None:
+    def __init__(self, base: Path, incoming: Incoming, key: GpgSigner) -> None:
         self._base, self._env = base, {"GNUPGHOME": str(key.gnupghome)}
         (base / "conf").mkdir(parents=True)
         (base / "conf/distributions").write_text(
@@ -174,7 +174,7 @@ class Plain:
 class Aptly:
     """aptly with a published repository, indices by hash."""
 
-    def __init__(self, root: Path, incoming: Incoming, key: Signer) -> None:
+    def __init__(self, root: Path, incoming: Incoming, key: GpgSigner) -> None:
         self._config = root / "aptly.conf"
         self._env = {"GNUPGHOME": str(key.gnupghome), "HOME": str(root)}
         root.mkdir()
@@ -208,7 +208,7 @@ def fill(base: Path, incoming: Incoming, *options: str | Path) -> None:
     (base / "conf/incoming").unlink()
 
 
-def of_size(size: int, rounds: int, key: Signer, folder: Path) -> Figures:
+def of_size(size: int, rounds: int, key: GpgSigner, folder: Path) -> Figures:
     """One more version of one package, by each, in turn."""
     incoming = Incoming(folder / "incoming", size)
     ours = Ours(folder / "ours", incoming, key)

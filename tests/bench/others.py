@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from invirtibuilder.apt.signer import Signer, create_key
+from invirtibuilder.apt.signer import GpgSigner, create_key
 from invirtibuilder.run import run
 from invirtibuilder.sandbox.base import BaseSpec
 
@@ -68,7 +68,7 @@ class Repository:
     """A repository that reprepro signs itself, as most have it."""
 
     folder: Path
-    signer: Signer
+    signer: GpgSigner
 
     def include(self, changes: Path, source: str) -> None:
         """Replace a source by an upload."""
@@ -83,7 +83,7 @@ def repository(architecture: str) -> Iterator[Repository]:
     """An empty one."""
     with tempfile.TemporaryDirectory(prefix="ib-bench-", dir="/var/tmp") as name:
         home = Path(name, "gnupg")
-        signer = Signer(gnupghome=home, key=create_key(home, "Bench", "bench@example.org"))
+        signer = GpgSigner(gnupghome=home, key=create_key(home, "Bench", "bench@example.org"))
         fields = {
             "Codename": "dev",
             "Architectures": f"{architecture} source",

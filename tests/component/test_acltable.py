@@ -16,6 +16,7 @@ from invirtibuilder.run import run
 from invirtibuilder.states import State
 from tests.support import packages, place
 from tests.support.cannedworker import CannedWorker
+from tests.support.notifying import notifier
 from tests.support.packages import Repo
 from tests.support.place import ME, Place, until
 
@@ -25,10 +26,16 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
 
-@pytest.fixture
-def own() -> Iterator[Place]:
+@pytest.fixture(params=["here", "service"])
+def own(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """A site whose programs are run by whoever asks, and one with a notifier."""
     with place.place() as made:
-        yield made
+        if request.param == "here":
+            yield made
+            return
+        made.edit("name: test\n", "name: test\n  notifier: run/notify.sock\n")
+        with notifier(made.config, made.directory / "run/notify.sock"):
+            yield made
 
 
 @pytest.fixture
@@ -284,6 +291,22 @@ def test_the_daemon_keeps_the_table(own: Place) -> None:
         assert door(own) == [ALICE, BOB]
         daemon.terminate()
         assert daemon.wait(10) == 0  # and does not wait for it
+
+
+def test_answers_age_while_there_is_no_notifier(own: Place) -> None:
+    """As when the program fails: nobody else's rights are touched."""
+    own.edit("name: test\n", "name: test\n  acl_refresh: 10m\n")
+    program(own, f"echo {ALICE}")
+    acl(own, f"submit: [{BOB}, {{command: who}}]")
+    assert names(acltable.write(own.site, NOW)) == [ALICE, BOB]
+    text = own.config.read_text().replace("  notifier: run/notify.sock\n", "")
+    own.config.write_text(text.replace("name: test\n", "name: test\n  notifier: run/none.sock\n"))
+    made = acltable.write(own.site, NOW + timedelta(minutes=30) - SECOND)
+    assert names(made) == [ALICE, BOB]
+    assert "does not answer" in made.troubles[0]
+    made = acltable.write(own.site, NOW + timedelta(minutes=30))
+    assert names(made) == [BOB]
+    assert made.troubles[0].endswith("it grants nothing")
 
 
 def test_an_answer_that_becomes_stale_between_two_turns_is_dropped_then(own: Place) -> None:

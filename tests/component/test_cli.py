@@ -29,6 +29,8 @@ VERBS = [
     ["check-config"],
     ["daemon"],
     ["worker"],
+    ["notifier"],
+    ["signer"],
     ["check"],
     ["submit"],
     ["promote"],
@@ -156,6 +158,8 @@ def test_the_programs_own_words(place: Place) -> None:
 BROKEN = [
     ["check-config"],
     ["daemon", "--drain"],
+    ["notifier", "--listen", "socket"],
+    ["signer", "--listen", "socket"],
     ["check", "staging", "greet", "main"],
     ["submit", "staging", "greet", "main"],
     ["promote", "staging", "prod", "greet"],

@@ -136,7 +136,7 @@ def test_what_takes_over_reprepro_gets_nowhere(
 
 def test_without_landlock_it_has_files_but_no_service_and_no_process(scene: Scene) -> None:
     def enter() -> None:
-        confine._filter(forks=True)
+        confine._filter(forks=True, syncs=True)
 
     found = results(run([scene.program], enter=enter).text)
     assert {name for name, number in found.items() if number == 0} == OWN | FILES
@@ -161,6 +161,15 @@ def test_only_the_thread_that_starts_it_is_confined(tmp_path: Path) -> None:
     assert [rights(), *seen] == [before, before]
     (tmp_path / "written").touch()
     socket.socket(socket.AF_UNIX).close()
+
+
+@pytest.mark.parametrize("syncs", [True, False])
+def test_who_syncs_afterwards_spares_a_command_the_waiting(syncs: bool) -> None:
+    """There is no such descriptor; only the kernel would say so."""
+    program = "import os\ntry: os.fdatasync(99)\nexcept OSError: print('asked the kernel')"
+    confined = Confinement(execute=[Path("/usr")], syncs=syncs)
+    done = run(["/usr/bin/python3", "-IS", "-c", program], enter=confined.enter)
+    assert done.text == ("asked the kernel" if syncs else "")
 
 
 def test_a_confined_command_is_killed_with_all_it_started(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from invirtibuilder import gitobjects
+from invirtibuilder import gitobjects, gitshared
 from invirtibuilder.errors import Fault, Malformed, NotFound
 from invirtibuilder.gitrepo import Repository
 from invirtibuilder.run import run
@@ -49,6 +49,26 @@ def test_head_names_the_branch(tmp_path: Path) -> None:
     assert (tmp_path / "x.git/HEAD").read_text() == "ref: refs/heads/debian/latest\n"
     with pytest.raises(Malformed):
         Repository.create(tmp_path / "y.git", hook=None, max_size=1, head="../x")
+
+
+def test_a_repository_that_is_shared_later(repository: Repository, work: Work) -> None:
+    """Its refs stay, those that git has packed as well, and so does what a clone checks out."""
+    assert work.push("main:refs/heads/deep/er", "main:refs/tags/upstream/1").code == 0
+    run(["git", f"--git-dir={repository.path}", "pack-refs", "--all"])
+    before = repository.refs("refs/")
+    for _ in range(2):
+        Repository.create(repository.path, hook=None, max_size=1 << 20, shared=True)
+        gitshared.share(repository.path, os.getgid(), ["debian"])
+        assert repository.refs("refs/") == {**before, gitshared.HEAD: work.head}
+    assert "ref: refs/heads/main\tHEAD" in work.git("ls-remote", "--symref", "origin").text
+    work.commit("two")
+    assert work.push("main", ":deep/er").code == 0
+    assert repository.refs("refs/heads/") == {"refs/heads/main": work.head}
+    # What is taken over says anew which branch that is.
+    work.git("checkout", "--quiet", "-b", "other")
+    repository.import_from(work.path)
+    assert "ref: refs/heads/other\tHEAD" in work.git("ls-remote", "--symref", "origin").text
+    assert (repository.path / "HEAD").read_text() == f"ref: {gitshared.HEAD}\n"
 
 
 def test_resolve(repository: Repository, work: Work) -> None:

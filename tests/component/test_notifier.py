@@ -343,7 +343,7 @@ def test_without_a_notifier_events_wait_for_as_long_as_it_takes(desk: Desk) -> N
         # One attempt a turn and hook: the second job's comes in the next turn.
         assert desk.events(now).deliver() == now
         when = desk.events(now).deliver()
-        assert when == now + timedelta(seconds=10)
+        assert when == now + timedelta(seconds=5)
         now += timedelta(hours=1)
     (waiting,) = desk.events(now).deliver_job(JOB)
     assert waiting.hook == "two"
@@ -351,9 +351,9 @@ def test_without_a_notifier_events_wait_for_as_long_as_it_takes(desk: Desk) -> N
     assert [(d.attempts, d.gave_up, d.accepted) for d in deliveries] == [(0, False, None)] * 4
     assert all("the notifier at" in d.why and "does not answer" in d.why for d in deliveries)
     with desk.running():
-        last = now + timedelta(seconds=10)
+        last = now + timedelta(seconds=5)
         while desk.events(last).deliver() is not None:
-            last += timedelta(seconds=10)
+            last += timedelta(seconds=5)
     deliveries = [d for job in jobs for d in desk.events().deliveries(job)]
     assert all(d.accepted and d.attempts == 1 for d in deliveries)
     assert desk.lines() == ["submitted"] * 2 * len(hooks)

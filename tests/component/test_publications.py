@@ -17,7 +17,7 @@ from invirtibuilder import files
 from invirtibuilder.apt import signer, stanza
 from invirtibuilder.apt.publications import Publications
 from invirtibuilder.apt.reprepro import Reprepro
-from invirtibuilder.apt.signer import Signer
+from invirtibuilder.apt.signer import GpgSigner
 from invirtibuilder.errors import MachineFault, Malformed
 from invirtibuilder.run import ProcessFault, run
 from tests.support import debs
@@ -27,7 +27,7 @@ ARCHITECTURE = debs.machine_architecture()
 
 
 @pytest.fixture(scope="module")
-def key() -> Iterator[Signer]:
+def key() -> Iterator[GpgSigner]:
     with debs.signing_key() as made:
         yield made
 
@@ -38,7 +38,7 @@ class Pocket:
 
     archive: Reprepro
     publications: Publications
-    key: Signer
+    key: GpgSigner
     work: Path
     start: datetime
 
@@ -70,7 +70,7 @@ class Pocket:
 
 
 @pytest.fixture
-def pocket(tmp_path: Path, key: Signer) -> Pocket:
+def pocket(tmp_path: Path, key: GpgSigner) -> Pocket:
     root = tmp_path / "archive" / "dev"
     archive = Reprepro(
         root=root,
@@ -355,7 +355,7 @@ def test_failed_or_foreign_signature_is_not_published(pocket: Pocket) -> None:
     def foreign(_: bytes) -> tuple[bytes, bytes]:
         return pocket.key.sign(b"Origin: Other\n")
 
-    for sign in (foreign, Signer(gnupghome=pocket.key.gnupghome, key="nobody").sign):
+    for sign in (foreign, GpgSigner(gnupghome=pocket.key.gnupghome, key="nobody").sign):
         with pytest.raises(MachineFault):
             pocket.publications.stage(1, date=now, valid_for=None, sign=sign)
     assert pocket.publications.numbers() == []
@@ -421,8 +421,8 @@ def test_prune_keeps_by_time_and_count_and_never_the_current(pocket: Pocket) -> 
     assert kept == {sha for sha, _, name in named if (dist / name).exists()}
 
 
-def test_key_that_is_missing_or_locked_is_said_so(key: Signer, tmp_path: Path) -> None:
-    missing = Signer(gnupghome=key.gnupghome, key="0" * 40)
+def test_key_that_is_missing_or_locked_is_said_so(key: GpgSigner, tmp_path: Path) -> None:
+    missing = GpgSigner(gnupghome=key.gnupghome, key="0" * 40)
     for use in (lambda: missing.sign(b"x\n"), missing.public_key):
         with pytest.raises(MachineFault) as fault:
             use()
@@ -437,7 +437,7 @@ def test_key_that_is_missing_or_locked_is_said_so(key: Signer, tmp_path: Path) -
         )
         locked.close()
         with pytest.raises(MachineFault) as fault:
-            Signer(gnupghome=locked.gnupghome, key="locked@example.org").sign(b"x\n")
+            GpgSigner(gnupghome=locked.gnupghome, key="locked@example.org").sign(b"x\n")
         assert fault.value.code == "key-locked"
         with pytest.raises(MachineFault) as fault:
             signer.create_key(locked.gnupghome, "Locked", "locked@example.org")
@@ -448,11 +448,11 @@ def test_one_key_takes_over_from_another_and_no_client_breaks(
     pocket: Pocket, web: Server, tmp_path: Path
 ) -> None:
     with debs.signing_key() as old:
-        new = Signer(
+        new = GpgSigner(
             gnupghome=old.gnupghome,
             key=signer.create_key(old.gnupghome, "New Archive", "new@example.org"),
         )
-        both = Signer(gnupghome=old.gnupghome, key=old.key, also=(new.key,))
+        both = GpgSigner(gnupghome=old.gnupghome, key=old.key, also=(new.key,))
         apts = []
         for number, keys in enumerate((old, new, both)):
             pocket.key = keys
@@ -469,7 +469,7 @@ def test_one_key_takes_over_from_another_and_no_client_breaks(
             (old.key, True),
             (new.key, True),
         ]
-        half = Signer(gnupghome=old.gnupghome, key=old.key, also=("0" * 40,))
+        half = GpgSigner(gnupghome=old.gnupghome, key=old.key, also=("0" * 40,))
         for use in (lambda: half.sign(b"x\n"), half.public_key):
             with pytest.raises(MachineFault, match="0000 is not in") as fault:
                 use()

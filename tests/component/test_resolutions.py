@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from invirtibuilder.apt.signer import Signer
+from invirtibuilder.apt.signer import GpgSigner
 from invirtibuilder.errors import RoomFault
 from invirtibuilder.phases.install import installed
 from invirtibuilder.phases.resolve import Unresolvable, resolve
@@ -32,13 +32,13 @@ AS_BEFORE = "nothing has changed"
 
 
 @pytest.fixture(scope="module")
-def signer() -> Iterator[Signer]:
+def signer() -> Iterator[GpgSigner]:
     with debs.signing_key() as key:
         yield key
 
 
 @pytest.fixture
-def mirror(tmp_path: Path, signer: Signer) -> Repository:
+def mirror(tmp_path: Path, signer: GpgSigner) -> Repository:
     made = Repository(folder=tmp_path / "mirror", signer=signer)
     made.publish(Binary(name="libone"), Binary(name="libtwo"), Binary(name="far"))
     return made
@@ -51,7 +51,7 @@ def server(mirror: Repository) -> Iterator[Server]:
 
 
 @pytest.fixture
-def pocket(tmp_path: Path, signer: Signer) -> Repository:
+def pocket(tmp_path: Path, signer: GpgSigner) -> Repository:
     made = Repository(folder=tmp_path / "pocket", signer=signer, publication="publications/1")
     made.publish(Binary(name="other"))
     return made

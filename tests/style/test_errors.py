@@ -26,6 +26,7 @@ SHARED = {
     "not-over": "a job that still runs cannot be tried again",
     "bad-ref": "git allows no ref of that name",
     "tag-elsewhere": "the version's tag is at another commit, at admission or by publication",
+    "not-the-site": "a service is asked by who is neither the site's own account nor root",
     "sandbox": "a sandbox cannot be set up or ended",
 }
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
 
+from tests.support import documents
 from tests.support.repository import TOP, modules, tree
 
 GUIDE = (TOP / "conf/guide/administrator.rst").read_text()
@@ -26,6 +28,16 @@ def threats() -> dict[str, str]:
     text = GUIDE.partition("\nThreats\n-------\n")[2]
     found = re.findall(r"^(\S.*)\n((?:   .*\n|\n)+)", text, re.MULTILINE)
     return {name: said for name, said in found if said.startswith("   ")}
+
+
+@pytest.mark.parametrize("path", documents.DOCUMENTS, ids=lambda p: p.name)
+def test_commands_can_be_run(path: Path) -> None:
+    """Whether they do what is promised is for tests/system/test_documents*.py."""
+    lines = [line for block in documents.blocks(path) for line in block.lines if not block.mark]
+    assert lines
+    for line in lines:
+        documents.checked(line)
+    assert not documents.hidden(path), "commands belong into a plain literal block"
 
 
 def test_every_threat_is_there() -> None:

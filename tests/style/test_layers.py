@@ -14,7 +14,8 @@ from tests.support.repository import TOP, module_name, modules, scripts, tree
 # A row imports from the rows above it and, in the order of its own patterns, from itself.
 ROWS: dict[str, tuple[str, ...]] = {
     "core": ("errors", "model", "states", "run", "confine", "accounts", "files", "tarsafe")
-    + ("jsonsafe", "order", "journal", "sockets", "watchdog", "gitcmd", "gitobjects", "yamlread"),
+    + ("jsonsafe", "order", "journal", "sockets", "watchdog", "gitcmd", "gitobjects", "gitshared")
+    + ("yamlread",),
     "site": ("settings", "configwords", "config", "entries", "spool", "joblog", "pauses")
     + ("aliases", "jobs", "tally", "maintenance"),
     "adapters": (
@@ -30,7 +31,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     + ("apt.*", "hooks", "engine", "remctl"),
     "line": ("stages.*", "pipeline", "hosting", "retention", "fsck.*", "rebuild", "differences")
     + ("keyring", "acts", "acltable", "quotas", "submissions", "answers", "schedule", "runner")
-    + ("notifier", "daemon", "health", "metrics"),
+    + ("notifier", "signerservice", "daemon", "health", "metrics"),
     "work": ("sandbox.*", "phases.*", "worker"),
     "entry": ("door.*", "cli.*", "__main__"),
     "inside": ("inside.*",),

@@ -38,12 +38,12 @@ class Binary:
 
 
 @contextlib.contextmanager
-def signing_key() -> Iterator[signer.Signer]:
+def signing_key() -> Iterator[signer.GpgSigner]:
     """A real key in a short path (a socket's name has 108 bytes at most), its agent ended."""
     with tempfile.TemporaryDirectory(prefix="key-") as folder:
         home = Path(folder, "gnupg")
         key = signer.create_key(home, "Test Archive", "archive@example.org")
-        using = signer.Signer(gnupghome=home, key=key)
+        using = signer.GpgSigner(gnupghome=home, key=key)
         try:
             yield using
         finally:

@@ -18,16 +18,33 @@ from docutils import nodes
 from docutils.core import publish_doctree
 
 from invirtibuilder.run import CLEAN, Done, run, started_group
+from tests.support.kdc import Realm
 from tests.support.place import until
 from tests.support.repository import TOP
 
+README = TOP / "README.rst"
+SUBMITTER = TOP / "conf/guide/submitter.rst"
+ADMINISTRATOR = TOP / "conf/guide/administrator.rst"
+DOCUMENTS = (README, SUBMITTER, ADMINISTRATOR)
+FIRST = "Invirtibuilder"
+CLONE = "From a clone"
+INSTALLED = ("An installed system", "The doors: Kerberos", "The doors: ssh")
+APART = {README: (FIRST,), ADMINISTRATOR: (CLONE, *INSTALLED)}
+"""Sections that have a test of their own, at a place of their own."""
 PROGRAMS = {
     *("cd", "export", "git", "invirtibuilder", "kadmin.local", "kinit", "python3", "remctl"),
-    *("ssh", "sudo", "conf/quickstart", "tests/run"),
+    *("ssh", "sshd", "sudo", "systemctl", "install", "echo", "cat"),
+    *("conf/quickstart", "tests/run", "/usr/share/invirtibuilder/without-systemd"),
+    "/etc/invirtibuilder/build-keys",
 }
 PLACEHOLDER = re.compile(r"(?<![\w$./@=-])([A-Z][A-Z-]{2,})(?![\w=.-])|(?<=[/=@])([A-Z]{3,})\b")
-CAPITALS = {"HEAD", "EXAMPLE", "ORG"}
+CAPITALS = {"HEAD", "EXAMPLE", "END"}
 """Words in capitals that stand for themselves."""
+HERE = re.compile(r"<<(\w+)\n.*?^\1$", re.MULTILINE | re.DOTALL)
+"""A document within a command."""
+JOINED = "\0"
+WORDS = frozenset(("DIR", "HOST", "JOB", "WHEN", "FILE", "KEYTAB", "REPOSITORY", "PYTEST-ARGS"))
+"""Placeholders; a test says what each stands for."""
 ARROW = "─►"
 """Of pictures."""
 LONG = 600.0
@@ -54,14 +71,42 @@ def blocks(path: Path) -> list[Block]:
         before = node.parent[node.parent.index(node) - 1] if node.parent.index(node) else None
         comment = before.astext() if isinstance(before, nodes.comment) else ""
         text = node.astext().replace("\\\n", "")
+        lines = HERE.sub(lambda m: m[0].replace("\n", JOINED), text).splitlines()
         found.append(
             Block(
                 section=section.next_node(nodes.title).astext(),
-                lines=tuple(line.strip() for line in text.splitlines() if line.strip()),
+                lines=tuple(line.strip().replace(JOINED, "\n") for line in lines if line.strip()),
                 mark=comment.removeprefix("not run: ") if comment.startswith("not run: ") else "",
             )
         )
     return found
+
+
+def elsewhere(path: Path) -> list[str]:
+    """The sections that have no test of their own."""
+    found = dict.fromkeys(block.section for block in blocks(path))
+    return [section for section in found if section not in APART.get(path, ())]
+
+
+def shown(path: Path, sections: Sequence[str]) -> list[str]:
+    """The commands of these sections that are to be run, in order."""
+    found = [block for block in blocks(path) if block.section in sections]
+    assert {block.section for block in found} == set(sections), "a section without a command"
+    return [line for block in found if not block.mark for line in block.lines]
+
+
+def programs(folder: Path, lines: Mapping[str, str]) -> Path:
+    """A directory of programs, each a line of shell."""
+    folder.mkdir()
+    for name, line in lines.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def kadmin(realm: Realm, query: str) -> None:
+    """Have the realm's administrator do something."""
+    run(["kadmin.local", "-q", query], env=realm.env)
 
 
 def hidden(path: Path) -> list[str]:
@@ -76,12 +121,34 @@ def _literal(path: Path) -> list[nodes.literal_block]:
     return list(tree.findall(nodes.literal_block))
 
 
+def checked(line: str) -> str:
+    """A line without its comment. Fails for a program or a placeholder that nobody knows."""
+    line = re.sub(r"(^| +)#.*$", "", line)
+    program = next(word for word in shlex.split(line.split("\n")[0]) if "=" not in word)
+    assert program in PROGRAMS, f"{program}: say in {__name__} that it can be run: {line}"
+    replaced(line, lambda name: name)
+    return line.replace("[", "").replace("]", "")
+
+
+def replaced(line: str, value: Callable[[str], str]) -> str:
+    """A line with something in place of its placeholders."""
+
+    def one(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if name in CAPITALS:
+            return found[0]
+        assert name in WORDS, f"{name}: say in {__name__} that it stands for something: {line}"
+        return value(name)
+
+    return PLACEHOLDER.sub(one, line)
+
+
 @dataclass(kw_only=True)
 class Shell:
     """Where commands are typed: environment and directory last from one to the next.
 
     `words` says what a placeholder stands for now. `instead` are texts of a line in whose place
-    another stands here, such as a port of the tests' own. `before` is called with each line.
+    another stands here, such as a port of the tests' own.
     """
 
     folder: Path
@@ -90,6 +157,8 @@ class Shell:
     instead: Sequence[tuple[str, str]] = ()
     ready: Mapping[str, Callable[[], object]] = field(default_factory=dict)
     """Of commands in the background: when one that has this text is there."""
+    before: Sequence[str] = ()
+    """The words that start a command elsewhere."""
     cwd: Path = TOP
 
     def __post_init__(self) -> None:
@@ -103,21 +172,10 @@ class Shell:
 
     def meant(self, line: str) -> str:
         """A line as it is typed here. Fails for what nobody knows."""
-        line = re.sub(r"(^| +)#.*$", "", line)
-        program = next(word for word in shlex.split(line) if "=" not in word)
-        assert program in PROGRAMS, f"{program}: say in {__name__} that it can be run: {line}"
+        line = checked(line)
         for old, new in self.instead:
             line = line.replace(old, new)
-        line = line.replace("[", "").replace("]", "")
-
-        def value(found: re.Match[str]) -> str:
-            name = found[1] or found[2]
-            if name in CAPITALS:
-                return found[0]
-            assert name in self.words, f"what does {name} stand for? {line}"
-            return self.words[name]()
-
-        return PLACEHOLDER.sub(value, line)
+        return replaced(line, lambda name: self.words[name]())
 
     def type(self, line: str) -> None:
         """Run it; fails when it does."""
@@ -131,9 +189,9 @@ class Shell:
 
     def _bash(self, line: str) -> Done:
         state = self.folder / "state"
-        script = f'{line}\ncode=$?\n{{ pwd; env -0; }} >"{state}"; exit $code'
-        argv = ["bash", "-c", script]
-        done = run(argv, cwd=self.cwd, env=self.environment, check=False, timeout=LONG)
+        script = f'cd "{self.cwd}"\n{line}\ncode=$?\n{{ pwd; env -0; }} >"{state}"; exit $code'
+        argv = [*self.before, "bash", "-c", script]
+        done = run(argv, env=self.environment, check=False, timeout=LONG)
         where, _, variables = state.read_bytes().partition(b"\n")
         self.cwd = Path(os.fsdecode(where))
         pairs = (os.fsdecode(v).partition("=") for v in variables.split(b"\0") if v)
@@ -145,7 +203,7 @@ class Shell:
         assert found, f"how does one see that it runs? {line}"
         log = self._background.enter_context((self.folder / "background.log").open("ab"))
         env = {**CLEAN, **self.environment}
-        argv = ["bash", "-c", f"exec {line}"]
+        argv = [*self.before, "bash", "-c", f"exec {line}"]
         self._background.enter_context(
             started_group(argv, cwd=self.cwd, env=env, stdout=log, stderr=log)
         )

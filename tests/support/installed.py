@@ -156,7 +156,7 @@ def _furnish(made: Installed, base: Base | None, ids: Ids | None) -> None:
         shell = "/bin/sh" if name in ("ib-submit", "ib-git") else "/usr/sbin/nologin"
         options = ["--system", "--user-group", "--no-create-home", "--home-dir", home]
         made.run("useradd", *options, "--shell", shell, name)
-    made.run("usermod", "-aG", "ib-submit", "invirtibuilder")
+    made.run("usermod", "-aG", "ib-submit,ib-git", "invirtibuilder")
     for name in ("ib-build", "ib-build-untrusted"):
         blocks = [ids.first_uid] if ids else [1 << 20, 1 << 21]
         for first in blocks:

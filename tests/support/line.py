@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from invirtibuilder import config, files, hosting, model
-from invirtibuilder.cli import init
+from invirtibuilder.cli.main import main as invirtibuilder
 from invirtibuilder.daemon import Daemon, make_context
 from invirtibuilder.engine import Attempt
 from invirtibuilder.errors import Blame, Reason
@@ -183,16 +183,8 @@ class Line:
 def made_once() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="line-") as name:
         directory = Path(name)
-        key = init._key(directory / "gnupg", "test")
-        text = init.TEMPLATE.format(
-            name="test", key=key, suite="bookworm", architecture="amd64", principal=ME
-        )
-        (directory / "invirtibuilder.yaml").write_text(text)
-        site = config.load(directory / "invirtibuilder.yaml")
-        hosting.ensure_site(site)
-        context = make_context(site)
-        for pocket in site.pockets.values():
-            hosting.ensure_pocket(context, pocket)
+        arguments = ["init", str(directory), "--name", "test", "--suite", "bookworm"]
+        assert invirtibuilder(arguments) == 0
         yield directory
 
 

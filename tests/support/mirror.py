@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from invirtibuilder.apt.mirror import stanza
-from invirtibuilder.apt.signer import Signer
+from invirtibuilder.apt.signer import GpgSigner
 from invirtibuilder.order import Limits, Order, PocketSource, Room, write_order
 from invirtibuilder.phases.workshop import Workshop
 from invirtibuilder.run import run
@@ -28,7 +28,7 @@ class Repository:
     """A repository in a folder, with what is in its pool, signed."""
 
     folder: Path
-    signer: Signer
+    signer: GpgSigner
     publication: str = ""  # where its dists and pool are, below the folder
     serial: int = 0
 

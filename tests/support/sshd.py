@@ -8,7 +8,7 @@ import pwd
 import shlex
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,10 +63,13 @@ def running(
     *,
     lines: str = "",
     server: Mapping[str, str] | None = None,
+    before: Sequence[str] = (),
+    user: str = "",
 ) -> Iterator[Sshd]:
     """An sshd whose one key is forced to `command` (a line for sh), with `env` set for it.
 
-    `lines` are more of its configuration, and `server` is its own environment.
+    `lines` are more of its configuration, and `server` is its own environment. `before` are words
+    before its command, such as those that enter another system, and `user` is who logs in.
     """
     if not SSHD.exists():
         raise AssertionError("this test needs openssh-server (apt-get install openssh-server)")
@@ -94,7 +97,7 @@ def running(
         f"MaxStartups 50\nSetEnv {set_env}\n{lines}"
     )
     with (folder / "log").open("wb") as log:
-        argv = [str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
+        argv = [*before, str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
         with started_group(argv, env=server, stderr=log) as process:
             for _ in range(200):
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -102,5 +105,4 @@ def running(
                 if process.poll() is not None:
                     raise AssertionError("sshd: " + (folder / "log").read_text())
                 time.sleep(0.05)
-            user = pwd.getpwuid(os.geteuid()).pw_name
-            yield Sshd(port=port, user=user, folder=folder)
+            yield Sshd(port=port, user=user or pwd.getpwuid(os.geteuid()).pw_name, folder=folder)

@@ -16,7 +16,7 @@ from invirtibuilder import files
 from invirtibuilder.apt import stanza
 from invirtibuilder.apt.publications import Publications
 from invirtibuilder.apt.reprepro import Reprepro
-from invirtibuilder.apt.signer import Signer
+from invirtibuilder.apt.signer import GpgSigner
 from invirtibuilder.run import ProcessFault, run
 from tests.support import debs
 from tests.support.aptclient import AptClient, serving
@@ -27,7 +27,7 @@ CLIENTS = 4
 
 
 @pytest.fixture(scope="module")
-def key() -> Iterator[Signer]:
+def key() -> Iterator[GpgSigner]:
     with debs.signing_key() as made:
         yield made
 
@@ -87,7 +87,7 @@ def upload(work: Path, number: int) -> Path:
     return debs.upload(work / str(number), "foo", str(number))
 
 
-def test_no_client_fails_while_publications_come(key: Signer, tmp_path: Path) -> None:
+def test_no_client_fails_while_publications_come(key: GpgSigner, tmp_path: Path) -> None:
     root = tmp_path / "archive" / "dev"
     publications = Publications(root=root, codename="dev")
     archive = Reprepro(
@@ -140,7 +140,7 @@ def test_no_client_fails_while_publications_come(key: Signer, tmp_path: Path) ->
             assert apt.candidate("foo") == str(last)
 
 
-def test_control_clients_of_plain_reprepro_do_fail(key: Signer, tmp_path: Path) -> None:
+def test_control_clients_of_plain_reprepro_do_fail(key: GpgSigner, tmp_path: Path) -> None:
     """The same crowd, with reprepro writing what clients read: it finds what it looks for."""
     root = tmp_path / "plain"
     (root / "conf").mkdir(parents=True)

@@ -22,33 +22,29 @@ from invirtibuilder.sandbox.base import Base
 from tests.support import documents, doors, kdc, packages, sites, sshd
 from tests.support import place as places
 from tests.support.cannedworker import Answer
-from tests.support.documents import Shell
+from tests.support.documents import (
+    ADMINISTRATOR,
+    CLONE,
+    DOCUMENTS,
+    FIRST,
+    README,
+    SUBMITTER,
+    Shell,
+    elsewhere,
+    programs,
+    shown,
+)
 from tests.support.place import ME, Place, until
 from tests.support.repository import TOP
 
-README = TOP / "README.rst"
-SUBMITTER = TOP / "conf/guide/submitter.rst"
-ADMINISTRATOR = TOP / "conf/guide/administrator.rst"
-DOCUMENTS = (README, SUBMITTER, ADMINISTRATOR)
 ALICE = "alice@BUILD.TEST"
 RIGHTS = ("submit", "cancel", "promote", "rollback", "read")
-FIRST = "Invirtibuilder"
-CLONE = "From a clone"
-ROOMS = {README: {FIRST}, ADMINISTRATOR: {CLONE}, SUBMITTER: set[str]()}
-"""Sections that have a test of their own; all others are typed at the site with open doors."""
 SUDO = 'exec "$@"'
 PATH = CLEAN["PATH"]
-NOT_RUN: Mapping[str, str] = {}
+NOT_RUN: Mapping[str, str] = {
+    "the packages are installed by tests/installed": "apt-get would change this machine",
+}
 """Why a block of commands is not run, by what it is marked with: `.. not run: …` above it."""
-
-
-def programs(folder: Path, lines: Mapping[str, str]) -> Path:
-    """A directory of programs, each a line of shell."""
-    folder.mkdir()
-    for name, line in lines.items():
-        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
-        (folder / name).chmod(0o755)
-    return folder
 
 
 def shims(folder: Path, door: sshd.Sshd, pushes: sshd.Sshd, port: int) -> Path:
@@ -81,6 +77,7 @@ class Site:
         self.earlier = "prod~1"
         value = yaml.safe_load(place.config.read_text())
         value["site"]["doors"] = [doors.USER]
+        value["site"]["administrators"] = [ME, ALICE]
         for pocket in value["pockets"].values():
             pocket["acl"] = {right: [ME, ALICE, "alice@EXAMPLE.ORG"] for right in RIGHTS}
         place.config.write_text(yaml.safe_dump(value, sort_keys=False))
@@ -153,7 +150,7 @@ def at(realm: kdc.Realm, tmp_path: Path) -> Iterator[tuple[Site, Shell]]:
             sshd.running(tmp_path / "pushes", 'exec sh -c "$SSH_ORIGINAL_COMMAND"')
         )
         path = shims(tmp_path / "bin", door, pushes, port)
-        web, elsewhere = kdc.free_port(), tmp_path / "worker"
+        web, worker_at = kdc.free_port(), tmp_path / "worker"
         environment = {
             **packages.identity(),
             **realm.of("alice"),
@@ -170,12 +167,12 @@ def at(realm: kdc.Realm, tmp_path: Path) -> Iterator[tuple[Site, Shell]]:
                 ("remote HOST", f"remote --port {port} HOST"),
                 ("host/HOST", "host/new.localhost"),
                 ("kinit alice", f"kinit -k -t {realm.directory}/alice.keytab alice"),
-                ("/run/ib-build/worker", f"{elsewhere}.sock"),
-                ("/var/lib/ib-build", str(elsewhere)),
+                ("/run/ib-build/worker", f"{worker_at}.sock"),
+                ("/var/lib/ib-build", str(worker_at)),
                 (" 8000 ", f" {web} "),
             ),
             ready={
-                "worker --listen": Path(f"{elsewhere}.sock").exists,
+                "worker --listen": Path(f"{worker_at}.sock").exists,
                 "http.server": lambda: _connects(web),
             },
         )
@@ -188,22 +185,9 @@ def _connects(port: int) -> bool:
     return False
 
 
-def shown(path: Path, section: str = "") -> list[str]:
-    """The commands of a section, or those of all that have no test of their own."""
-    found = [
-        line
-        for block in documents.blocks(path)
-        if not block.mark
-        and (block.section == section if section else block.section not in ROOMS[path])
-        for line in block.lines
-    ]
-    assert found, f"{path.name} shows no command in {section or 'any section'}"
-    return found
-
-
 def test_readme(at: tuple[Site, Shell]) -> None:
     site, shell = at
-    site.type(shell, shown(README))
+    site.type(shell, shown(README, elsewhere(README)))
     assert not fsck_finds(site)
 
 
@@ -217,13 +201,13 @@ def test_submitter(at: tuple[Site, Shell]) -> None:
     site.earlier = "prod"
     site.earlier = site.when()
     packages.upgraded(repo, "1.1")
-    site.type(shell, shown(SUBMITTER))
+    site.type(shell, shown(SUBMITTER, elsewhere(SUBMITTER)))
     assert not fsck_finds(site)
 
 
 def test_administrator(at: tuple[Site, Shell]) -> None:
     site, shell = at
-    site.type(shell, shown(ADMINISTRATOR))
+    site.type(shell, shown(ADMINISTRATOR, elsewhere(ADMINISTRATOR)))
     assert not fsck_finds(site)
 
 
@@ -237,7 +221,7 @@ def test_a_clone(tmp_path: Path) -> None:
     environment = {"PATH": f"{path}:{PATH}"}
     site = tmp_path / "site"
     shell = Shell(folder=tmp_path, words={"DIR": lambda: str(site)}, environment=environment)
-    for line in shown(ADMINISTRATOR, CLONE):
+    for line in shown(ADMINISTRATOR, [CLONE]):
         shell.type(line)
     assert (site / "superproject.git").is_dir()
 
@@ -253,7 +237,7 @@ def test_the_two_commands(base: Base, layers: Path, tmp_path: Path) -> None:
         }
         shell = Shell(folder=tmp_path, words=words, environment=environment)
         try:
-            for line in shown(README, FIRST):
+            for line in shown(README, [FIRST]):
                 shell.type(line)
             assert "hello-pocket" in site.cli("package", "list").text
         finally:
@@ -279,7 +263,7 @@ def test_a_command_in_disguise_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["frobnicate dev", "invirtibuilder log THING"])
 def test_what_nobody_knows_fails(line: str, tmp_path: Path) -> None:
     shell = Shell(folder=tmp_path, words={}, environment={})
-    with pytest.raises(AssertionError, match=r"say in|stand for"):
+    with pytest.raises(AssertionError, match="say in"):
         shell.type(line)
 
 
