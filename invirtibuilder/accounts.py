@@ -6,9 +6,10 @@ import grp
 import os
 import pwd
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-from invirtibuilder.errors import Denied
+from invirtibuilder.errors import ConfigFault, Denied, MachineFault
 
 
 class NotYours(Denied):
@@ -39,6 +40,14 @@ def as_account(name: str) -> list[str]:
     return ["setpriv", *ids, "--init-groups"]
 
 
+def group_id(name: str) -> int:
+    """The number of a group. Raises ConfigFault."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError as error:
+        raise ConfigFault(f"this machine has no group {name}") from error
+
+
 def members(group: str) -> set[str]:
     """The accounts that are in a group, by their own group or by name. Raises KeyError."""
     found = grp.getgrnam(group)
@@ -66,6 +75,26 @@ def become_owner(path: Path, *, who_writes: bool = True) -> None:
         raise NotYours(path, owner)
 
 
+def denied(path: Path) -> Denied:
+    """The fault of one who may not read or write this path: it says who may."""
+    place = path
+    while place != place.parent:
+        try:
+            status = place.stat()
+            break
+        except OSError:
+            place = place.parent
+    else:
+        return Denied(f"{path}: permission denied", hint="run this as root")
+    hint = f"run this as {named(status.st_uid)}"
+    if status.st_gid and status.st_mode & 0o050:
+        with suppress(KeyError):
+            hint += f", as a member of the group {grp.getgrgid(status.st_gid).gr_name}"
+    return Denied(
+        f"{path}: permission denied", hint=hint + (", or as root" if status.st_uid else "")
+    )
+
+
 def _start_anew(uid: int) -> None:
     """This program from its beginning as another account; does not return."""
     try:
@@ -81,3 +110,20 @@ def _start_anew(uid: int) -> None:
     own = {"HOME": account.pw_dir, "USER": account.pw_name, "LOGNAME": account.pw_name}
     argv = [sys.executable, *sys.orig_argv[1:]]
     os.execve(sys.executable, argv, {**os.environ, **own})  # noqa: S606
+
+
+def let(path: Path, gid: int, mode: int) -> None:
+    """Give a directory of ours to a group, with this mode. Raises MachineFault."""
+    status = path.stat()
+    if status.st_uid != os.geteuid():
+        return  # made by a push
+    try:
+        if status.st_gid != gid:
+            os.chown(path, -1, gid)
+        path.chmod(mode)
+    except PermissionError as error:
+        raise MachineFault(
+            f"this account is not in the group {gid}, which {path} is for",
+            hint="add it, and start the daemon anew",
+            code="not-in-group",
+        ) from error

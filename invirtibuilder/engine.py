@@ -98,13 +98,13 @@ class Engine(Protocol):
 def _descriptors(stack: ExitStack, attempt: Attempt) -> tuple[int, int, int, int]:
     """Order, result, log and the held lock, open for the worker alone."""
 
-    def opened(path: Path, flags: int) -> int:
-        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    def opened(path: Path, flags: int, mode: int = 0o644) -> int:
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         stack.callback(os.close, fd)
         return fd
 
     order = opened(attempt.order, os.O_RDONLY)
-    result = opened(attempt.result, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    result = opened(attempt.result, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     log = opened(attempt.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     # Read-only: the worker may hold the lock and read the word in it, not write it.
     os.close(os.open(attempt.lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644))

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from invirtibuilder import files
-from invirtibuilder.errors import MachineFault
+from invirtibuilder.accounts import let
 
 HEAD = "refs/site/HEAD"
 PACKED = "packed"
@@ -90,20 +90,3 @@ def _move_packed(repository: Path) -> None:
     beside.symlink_to(f"{PACKED}/{packed.name}")
     beside.rename(packed)
     files.sync_directory(repository)
-
-
-def let(path: Path, gid: int, mode: int) -> None:
-    """Give a directory of ours to a group, with this mode. Raises MachineFault."""
-    status = path.stat()
-    if status.st_uid != os.geteuid():
-        return  # made by a push
-    try:
-        if status.st_gid != gid:
-            os.chown(path, -1, gid)
-        path.chmod(mode)
-    except PermissionError as error:
-        raise MachineFault(
-            f"this account is not in the group {gid}, whose members push",
-            hint="add it, and start the daemon anew",
-            code="not-in-group",
-        ) from error

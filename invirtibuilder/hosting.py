@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-import grp
+import os
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from invirtibuilder import files, gitshared
+from invirtibuilder.accounts import group_id, let
 from invirtibuilder.apt import stanza
-from invirtibuilder.errors import ConfigFault, Malformed, NotFound, Unavailable
+from invirtibuilder.errors import Malformed, NotFound, Unavailable
 from invirtibuilder.gitrepo import Repository
 from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.spool import Spool
@@ -29,9 +30,10 @@ def ensure_site(site: Site) -> None:
     for path in (site.jobs, site.packages, site.archive, site.origs, site.events):
         path.mkdir(parents=True, exist_ok=True)
     site.socket.parent.mkdir(exist_ok=True)
-    if (group := pushers(site)) is not None:
-        # What is not published is for who pushes, and for nobody else.
-        gitshared.let(site.packages, group, 0o750)
+    # What is not published, or is about to be, is for who pushes or submits it, and nobody else.
+    for path, group in ((site.packages, site.push_group), (site.jobs, site.queue_group)):
+        if group:
+            let(path, group_id(group), 0o750)
     Spool(site.queue).create(site.queue_group)
     Superproject.create(site.superproject, head=next(iter(site.pockets.values())).branch)
     write_push_rules(site)
@@ -65,37 +67,29 @@ def create_package(site: Site, package: str, source: Path | None = None) -> Repo
     if source is not None and not any((source / name).exists() for name in ("HEAD", ".git")):
         raise NotFound(f"no git repository {source}", code="no-repository")
     ensure_site(site)
-    path, group = site.package_repository(package), pushers(site)
+    path = site.package_repository(package)
     repository = Repository.create(
         path,
         hook=push_hook(site, package),
         max_size=site.max_push,
         description=f"Debian package {package}",
-        shared=group is not None,
+        shared=bool(site.push_group),
     )
     if source is not None:
         repository.import_from(source)
-    if group is not None:
+    if site.push_group:
         folders = {str(Path(p.tag_format).parent) for p in site.pockets.values()}
-        gitshared.share(path, group, sorted(folders - {"."}))
+        gitshared.share(path, group_id(site.push_group), sorted(folders - {"."}))
     return repository
-
-
-def pushers(site: Site) -> int | None:
-    """The group whose members may push. Raises ConfigFault."""
-    if not site.push_group:
-        return None
-    try:
-        return grp.getgrnam(site.push_group).gr_gid
-    except KeyError as error:
-        raise ConfigFault(f"site: push_group: no group {site.push_group}") from error
 
 
 def package_names(site: Site) -> list[str]:
     """The packages that have a repository here, sorted."""
     if not site.packages.is_dir():
         return []
-    return sorted(p.name.removesuffix(".git") for p in site.packages.glob("*.git") if p.is_dir())
+    # Not a glob, which finds nothing where one may not look.
+    names = (name for name in os.listdir(site.packages) if name.endswith(".git"))
+    return sorted(name.removesuffix(".git") for name in names)
 
 
 def ensure_pocket(context: Context, pocket: Pocket) -> None:

@@ -111,7 +111,9 @@ class Manifest:
 
 def write_order(path: Path, order: Order, files: Mapping[str, Path]) -> None:
     """Write an order with its content (name below `in/` -> file) and sync it."""
-    with path.open("wb") as stream:
+    # What was pushed may never be published: it is for nobody but the worker, who is handed it.
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "wb") as stream:
         writer = tarsafe.Writer(stream)
         writer.add_bytes("order.json", _json({"v": FORMAT, **asdict(order)}))
         for name, source in files.items():

@@ -81,7 +81,7 @@ class Init(Command):
         if own:
             become_owner(own)
         if not file.exists():
-            text = _of_directory(args, file.parent) if own else _of_machine(args)
+            text = of_directory(args, file.parent) if own else _of_machine(args)
             files.write_atomic(file, text)
         elif os.geteuid() == file.stat().st_uid:
             say(f"{file} is there already and stays as it is")
@@ -98,7 +98,7 @@ class Init(Command):
         return 0
 
 
-def _of_directory(args: argparse.Namespace, directory: Path) -> str:
+def of_directory(args: argparse.Namespace, directory: Path) -> str:
     """The configuration of a site in a directory, whose owner does everything."""
     directory.mkdir(parents=True, exist_ok=True)
     key = _key(directory / "gnupg", args.name)

@@ -10,9 +10,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from invirtibuilder import __version__
+from invirtibuilder.accounts import denied
 from invirtibuilder.cli.subcommand import Command
 from invirtibuilder.errors import Exit, Fault, MachineFault, Refused
 
@@ -153,6 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Whoever read our output has gone; nothing more can be said there.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return Exit.OK
+        if isinstance(error, PermissionError) and error.filename:
+            show_fault(denied(Path(os.fsdecode(error.filename))), as_json=args.json)
+            return Exit.DENIED
         print(f"error: {error}", file=sys.stderr)
         return Exit.MACHINE
     except KeyboardInterrupt:

@@ -45,6 +45,9 @@ TIGHT = 64 << 20
 PHASES = 12
 """Commands of one order, each of which has the pocket's limit of time for itself."""
 
+SLACK = 64 << 20
+"""Bytes that a log and a result have besides: our own lines; headers and the manifest."""
+
 BASE_SECONDS = 7200.0
 """What making a base may take besides."""
 
@@ -95,8 +98,8 @@ def carry_out(
                 # No attempt was made; the worker may be about to be started again.
                 attempt.lock.unlink(missing_ok=True)
                 raise Wait(str(fault), context.clock() + WORKER_WAIT) from fault
-        if not _ended(context, job, attempt, longest(room.limits)):
-            job.remark(f"{kind}: attempt {number} is lost: its worker does not end")
+        if why := _ended(context, job, attempt, room.limits):
+            job.remark(f"{kind}: attempt {number} is lost: its worker {why}")
             attempt.give_up()
             continue
         with attempt.order.open("rb") as stream:
@@ -154,14 +157,14 @@ def longest(limits: Limits) -> float:
     return limits.seconds * PHASES + BASE_SECONDS
 
 
-def _ended(context: Context, job: Job, attempt: Attempt, seconds: float) -> bool:
-    """Wait for the worker's end, `seconds` at most; whether it has ended.
+def _ended(context: Context, job: Job, attempt: Attempt, limits: Limits) -> str:
+    """Wait for the worker's end; nothing, or why it is no longer waited for.
 
-    One that does not end, not even for a cancel, is told to and left behind: whatever it may
-    still give back is of an attempt that nobody asks for.
+    One that does not end, not even for a cancel, or writes more than any order can, is told to and
+    left behind: whatever it may still give back is of an attempt that nobody asks for.
     """
     began = time.monotonic()
-    end = began + seconds
+    end = began + longest(limits)
     told = False
     while attempt.running:
         if context.stopping():
@@ -173,14 +176,28 @@ def _ended(context: Context, job: Job, attempt: Attempt, seconds: float) -> bool
         now = time.monotonic()
         if now > end:
             break
+        if too_much := _overflowing(attempt, limits):
+            attempt.stop()
+            # It is open there: this is all that can be taken back.
+            os.truncate(too_much, 0)
+            return f"writes more than it may: {too_much.name}"
         # Looking costs little, and waiting adds little, of what the build takes anyway.
         time.sleep(min(POLL, max(0.005, (now - began) / 50)))
     if job.cancel_asked:
         raise Cancelled(f"cancelled by {job.cancel_asked}")
     if attempt.running:
         attempt.stop()
-        return False
-    return True
+        return "does not end"
+    return ""
+
+
+def _overflowing(attempt: Attempt, limits: Limits) -> Path | None:
+    """Which file of the worker's is larger than one that keeps to its limits ever makes it."""
+    log_size = None if limits.log_size is None else limits.log_size * PHASES
+    for path, most in ((attempt.log, log_size), (attempt.result, limits.result_size)):
+        if most is not None and path.exists() and path.stat().st_size > most + SLACK:
+            return path
+    return None
 
 
 def stop_running(job: Job) -> None:

@@ -19,7 +19,8 @@ MODES = {
     "queue/new": "drwxrwx--T invirtibuilder:ib-submit",
     "queue/tmp": "drwxrwx--T invirtibuilder:ib-submit",
     "queue/bad": "drwxr-xr-x invirtibuilder:invirtibuilder",
-    "jobs": "drwxr-xr-x invirtibuilder:invirtibuilder",
+    "jobs": "drwxr-x--- invirtibuilder:ib-submit",
+    "packages": "drwxr-x--- invirtibuilder:ib-git",
     "events": "drwxr-xr-x invirtibuilder:invirtibuilder",
     "run": "drwxr-xr-x invirtibuilder:invirtibuilder",
     "superproject.git": "drwxr-xr-x invirtibuilder:invirtibuilder",
@@ -122,6 +123,9 @@ def test_what_root_runs_is_not_in_the_daemons_way(system: Installed, words: list
         (["rebuild-state"], "run this as invirtibuilder, or as root"),
         (["daemon"], "run this as invirtibuilder, or as root"),
         (["key", "new", "prod"], "run this as invirtibuilder, or as root"),
+        (["status"], "run this as invirtibuilder, as a member of the group ib-submit, or as root"),
+        (["package", "list"], "as a member of the group ib-git"),
+        (["queue"], "as a member of the group ib-submit"),
         (["submit", "dev", "hello", "main"], "queue_group"),
         (["worker", "--check", "--directory", "/var/lib/ib-build"], "run this as ib-build"),
     ],
@@ -134,7 +138,7 @@ def test_others_are_told_as_whom(system: Installed, words: list[str], hint: str)
 
 @pytest.mark.parametrize(
     "words",
-    [["package", "list"], ["pocket", "list"], ["sources", "dev"], ["status"], ["check-config"]],
+    [["pocket", "list"], ["sources", "dev"], ["check-config"]],
     ids=" ".join,
 )
 def test_everybody_may_look(system: Installed, words: list[str]) -> None:
