@@ -17,6 +17,7 @@ from invirtibuilder.errors import Blame, Cancelled, Exit, Fault, Reason
 from invirtibuilder.fsck import check
 from invirtibuilder.fsck.check import Report
 from invirtibuilder.jobs import Job
+from invirtibuilder.pipeline import put_off
 from invirtibuilder.spool import Request
 from invirtibuilder.stages.base import refresh_base
 from invirtibuilder.stages.context import Context, Places, Stopping, Wait
@@ -54,11 +55,15 @@ def act(context: Context, job: Job) -> None:
         job.move(State.WAITING, str(wait), wake=wait.wake)
         return
     except Fault as fault:
+        if put_off(context, job, fault):
+            return
         reasons: list[Reason] = list(fault.reasons)
         state = State.CANCELLED if isinstance(fault, Cancelled) else State.FAILED
         job.move(state, str(fault), reasons=reasons, blame=fault.blame)
         return
     except OSError as error:
+        if put_off(context, job, error):
+            return
         reason = Reason(code="machine", message=str(error), hint="`retry` may help")
         job.move(State.FAILED, str(error), reasons=[reason], blame=Blame.MACHINE)
         return

@@ -14,7 +14,7 @@ from typing import IO
 
 from invirtibuilder import files, model
 from invirtibuilder.errors import Exit, Fault, Malformed
-from invirtibuilder.run import Done, run
+from invirtibuilder.run import Done, failed, run
 
 ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM": "1",
@@ -126,7 +126,7 @@ def is_ancestor(
     args = ("merge-base", "--is-ancestor", ancestor, descendant)
     done = git(repository, *args, env=env, check=False)
     if done.code not in (0, 1):
-        git(repository, *args, env=env)
+        raise failed(done)
     return done.code == 0
 
 

@@ -62,6 +62,12 @@ RETRY = timedelta(seconds=30)
 FULL = {errno.ENOSPC, errno.EDQUOT}
 PASSING = frozenset({"key-missing", "key-locked", "no-signer", "signer-refused"})
 """What the administrator puts right: a job waits for it, and what it has built is not lost."""
+AGAIN = frozenset({"killed", "signing-failed"})
+"""What says nothing of the job, as a tool or its agent was killed: the stage is done again."""
+TRIES = 5
+LATER = timedelta(hours=1)
+"""What has met that so often in one stage is not looked at again for so long."""
+TRIED = "tried"
 FULL_WORDS = tuple(os.strerror(number) for number in FULL)
 
 
@@ -98,20 +104,49 @@ def advance(context: Context, job: Job) -> None:
     except Refused as fault:
         _decide(job, State.REFUSED, fault.reasons, Blame.REQUEST)
     except Fault as fault:
-        passing = fault.code in PASSING or any(word in str(fault) for word in FULL_WORDS)
-        if fault.blame == Blame.MACHINE and passing:
-            job.move(State.WAITING, str(fault), reasons=fault.reasons, wake=context.clock() + RETRY)
+        if put_off(context, job, fault):
             return
         _decide(job, State.FAILED, fault.reasons, fault.blame)
     except OSError as error:
-        if error.errno in FULL:
-            why = f"the disk is full: {error}"
-            job.move(State.WAITING, why, reasons=_waiting(why), wake=context.clock() + RETRY)
+        if put_off(context, job, error):
             return
         _our_fault(job, error)
     except Exception as error:  # the one broad catch: a defect must not stop the line
         _our_fault(job, error)
-    _conclude(context, job)
+    try:
+        _conclude(context, job)
+    except Fault as fault:
+        if not put_off(context, job, fault):
+            raise
+
+
+def put_off(context: Context, job: Job, error: Fault | OSError) -> bool:
+    """Have a job wait for what is passing on this machine; False when there is no such hope."""
+    if isinstance(error, OSError):
+        if error.errno not in FULL:
+            return False
+        why, pause = f"the disk is full: {error}", RETRY
+        reasons: Sequence[Reason] = _waiting(why)
+    else:
+        why, pause, reasons = str(error), RETRY, error.reasons
+        if error.blame != Blame.MACHINE:
+            return False
+        if error.code in AGAIN:
+            pause = _pause(job)
+        elif error.code not in PASSING and not any(word in why for word in FULL_WORDS):
+            return False
+    job.move(State.WAITING, why, reasons=reasons, wake=context.clock() + pause)
+    return True
+
+
+def _pause(job: Job) -> timedelta:
+    """Short, as long as this stage was not tried TRIES times."""
+    stage = job.status.stage
+    before = job.fact(TRIED) or {}
+    times = int(before["times"]) + 1 if before.get("stage") == stage else 1
+    job.write_fact(TRIED, {"stage": stage, "times": times})
+    job.remark(f"{stage}: cut off from outside, {times} times")
+    return RETRY if times < TRIES else LATER
 
 
 def _waiting(why: str) -> list[Reason]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import shlex
@@ -57,6 +58,28 @@ class ProcessFault(Fault):
         tail = (done.err or done.out).decode("utf-8", "replace").strip()[-2000:]
         super().__init__(f"{why or f'exit code {done.code}'}: {quoted(done.argv)}\n{tail}".rstrip())
         self.done = done
+
+
+class Killed(ProcessFault):
+    """A process was ended from outside, by hand or by a machine short of memory, or could not even
+    be begun: that says nothing of what it was asked, and another try may well succeed."""
+
+    code = "killed"
+
+
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SHORT = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+"""Why a process could not be begun that could be another time."""
+
+
+def failed(done: Done, why: str = "") -> ProcessFault:
+    """The fault of a process that has ended by itself, that somebody else has ended, or that was
+    ended here, which is `why`."""
+    for number in () if why else FROM_OUTSIDE:
+        # git says so of a process that it has started.
+        if done.code == -number or b"died of signal %d" % number in done.err:
+            return Killed(done, f"killed from outside by {signal.Signals(number).name}")
+    return ProcessFault(done, why)
 
 
 def quoted(argv: Sequence[str]) -> str:
@@ -126,7 +149,7 @@ def run(
         seconds=time.monotonic() - started,
     )
     if why or (check and done.code != 0):
-        raise ProcessFault(done, why)
+        raise failed(done, why)
     return done
 
 
@@ -257,7 +280,8 @@ def _started_within(
 
 def _not_started(argv: Sequence[str], error: OSError) -> ProcessFault:
     done = Done(argv=tuple(argv), code=127, out=b"", err=str(error).encode(), seconds=0)
-    return ProcessFault(done, "cannot be started")
+    kind = Killed if error.errno in SHORT else ProcessFault
+    return kind(done, "cannot be started")
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -17,7 +17,7 @@ from debian.deb822 import Deb822
 from invirtibuilder import files, model
 from invirtibuilder.confine import Confinement
 from invirtibuilder.errors import ConfigFault, MachineFault, PackageFault
-from invirtibuilder.run import CLEAN, Done, ProcessFault, run
+from invirtibuilder.run import CLEAN, Done, Killed, ProcessFault, run
 
 FILE_LIMIT = 16 << 30
 """Bytes that reprepro may write into one file: a torn database once made a 45 GB index."""
@@ -28,6 +28,8 @@ TIMEOUT = 1800.0
 PROGRAMS = ("prlimit", "reprepro")
 UNPACKERS = ("unzstd", "unxz", "unlzma", "bunzip2", "gunzip", "lunzip")
 
+INTERRUPTED = 247
+"""reprepro's exit code after a SIGTERM or SIGINT."""
 # reprepro's RET_ERROR, checksum and missing file; other codes are errno, locks, configuration.
 PACKAGE_CODES = frozenset({249, 254, 255})
 MACHINE_WORDS = (b"BerkeleyDB", b"No space left", b"Disk quota", b"Read-only file system")
@@ -307,8 +309,12 @@ class Reprepro:
                 file_limit=FILE_LIMIT,
                 enter=self._confinement(action, args).enter,
             )
+        except Killed:
+            raise
         except ProcessFault as fault:
             done = fault.done
+            if done.code == INTERRUPTED:
+                raise Killed(done, "killed from outside") from fault
             # It names a file by its full path below `root` only when it cannot read that.
             ours = any(word in done.err for word in (*MACHINE_WORDS, f"{self.root}/".encode()))
             if action == "include" and done.code in PACKAGE_CODES and not ours:

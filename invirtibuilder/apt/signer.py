@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from invirtibuilder.errors import MachineFault
-from invirtibuilder.run import Done, ProcessFault, run
+from invirtibuilder.run import Done, Killed, ProcessFault, failed, run
 
 TIMEOUT = 60.0
 """Seconds for one gpg call."""
@@ -96,6 +96,8 @@ class GpgSigner:
         """Whether these keys, each of them and no other, have signed an InRelease."""
         argv = ("gpg", "--homedir", self.gnupghome, "--batch", "--no-tty", "--status-fd", "1")
         done = run([*argv, "--verify"], stdin=inrelease, timeout=TIMEOUT, check=False)
+        if done.code < 0:
+            raise failed(done)
         # doc/DETAILS of GnuPG: the first field is the key's, the last its primary key's.
         words = [line.split() for line in done.text.splitlines()]
         valid = [{w[2], w[-1]} for w in words if w[:2] == ["[GNUPG:]", "VALIDSIG"]]
@@ -141,6 +143,8 @@ class GpgSigner:
     def _gpg(self, *args: str | bytes) -> Done:
         try:
             return _gpg(self.gnupghome, *args)
+        except Killed:
+            raise
         except ProcessFault as fault:
             raise _explained(fault, self.key, self.gnupghome) from fault
 
@@ -221,11 +225,15 @@ def verified(key: bytes, signed: bytes, content: bytes | None = None) -> list[st
             more = [f"{name}/content"]
         try:
             binary = run(["gpg", "--homedir", name, "--batch", "--dearmor"], stdin=key, check=False)
-            if binary.code != 0:
+            if binary.code > 0:
                 return []
             (folder / "keyring").write_bytes(binary.out)
             argv = ["gpgv", "--status-fd", "1", "--homedir", name, "--keyring", f"{name}/keyring"]
             done = run([*argv, f"{name}/signed", *more], check=False, timeout=TIMEOUT)
+            if min(binary.code, done.code) < 0:
+                raise failed(done if done.code < 0 else binary)
+        except Killed:
+            raise
         except ProcessFault as fault:
             raise MachineFault(f"signatures cannot be verified: {fault}", code="gpgv") from fault
     # doc/DETAILS of GnuPG; the last field of VALIDSIG is the primary key.

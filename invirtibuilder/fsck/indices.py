@@ -13,6 +13,7 @@ from invirtibuilder.apt.signer import verified
 from invirtibuilder.errors import Fault, Malformed
 from invirtibuilder.fsck.content import State
 from invirtibuilder.fsck.findings import Finding, Memory
+from invirtibuilder.run import Killed
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Context, public_key
 
@@ -261,6 +262,8 @@ def database(context: Context, pocket: Pocket, state: State, lock_fd: int) -> It
     """reprepro's database has what the records have; the pocket's lock is held."""
     try:
         entries = context.archive(pocket).reprepro.listing(lock_fd=lock_fd)
+    except Killed:
+        raise
     except Fault as fault:
         why = str(fault)
         yield Finding(kind="database-differs", pocket=pocket.name, what="db", message=why)

@@ -23,6 +23,7 @@ from invirtibuilder.errors import (
 )
 from invirtibuilder.jobs import Job, bounded
 from invirtibuilder.order import Limits, Manifest, Order, Room, read_order, read_result, write_order
+from invirtibuilder.run import Killed
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Context, Stopping, Wait
 
@@ -111,6 +112,9 @@ def carry_out(
             status = os.statvfs(attempt.directory)
             if status.f_bavail * status.f_frsize < TIGHT:
                 raise _again(context, attempt, "the disk of the jobs is full") from fault
+            continue
+        if manifest.blame == Blame.MACHINE and Killed.code in {r.code for r in manifest.reasons}:
+            job.remark(f"{kind}: attempt {number} is lost: {manifest.reasons[0].message}")
             continue
         if not manifest.ok:
             _wait_for_room(context, attempt, manifest)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from invirtibuilder import acl, model
-from invirtibuilder.errors import Fault, Reason, Refused
+from invirtibuilder.errors import Blame, Fault, Reason, Refused
 from invirtibuilder.jobs import Job
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages import history, transaction, uploads
@@ -27,6 +27,8 @@ def assess_rollback(
     try:
         commit = history.commit_at(context.site, rules, moment)
     except Fault as fault:
+        if fault.blame == Blame.MACHINE:
+            raise
         raise Refused([*reasons, *fault.reasons]) from fault
     steps = _steps(context, rules, commit, packages)
     known = {step["package"] for step in steps}

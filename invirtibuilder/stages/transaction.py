@@ -170,6 +170,9 @@ def _all_that_can(session: _Session, together: Sequence[Ready]) -> None:
 
 def _transact(session: _Session, together: Sequence[Ready]) -> None:
     context, pocket, archive = session.context, session.pocket, session.archive
+    if (archive.reprepro.private / INTENT).exists():
+        # Whoever takes the lock next finishes it, or undoes it.
+        raise Wait(f"a publication of {pocket.name} is not finished", context.clock() + AGAIN)
     # Dates rise by a second at least, and APT takes none from the future.
     time.sleep(min(archive.publications.pause(context.clock()), MAX_PAUSE))
     number = max([0, *archive.publications.numbers()]) + 1
@@ -199,7 +202,7 @@ def _transact(session: _Session, together: Sequence[Ready]) -> None:
             context.superproject.move(pocket.branch, intent["commit"], intent["parent"])
             _make_refs(context, intent, there)
     except BaseException as error:
-        if not context.superproject.contains(pocket.branch, intent["commit"]):
+        if not _committed(context, pocket, intent, error):
             _undo(archive, intent)
             raise
         if not isinstance(error, Exception):
@@ -207,6 +210,17 @@ def _transact(session: _Session, together: Sequence[Ready]) -> None:
         _finished(context, archive, pocket, intent)
     else:
         _finished(context, archive, pocket, intent, refs=False)
+
+
+def _committed(
+    context: Context, pocket: Pocket, intent: Mapping[str, Any], error: BaseException
+) -> bool:
+    """Whether the commit point was passed. Raises Wait when git does not say it."""
+    try:
+        return context.superproject.contains(pocket.branch, intent["commit"])
+    except Fault as fault:
+        why = f"whether {pocket.name} was published is not known yet: {fault}"
+        raise Wait(why, context.clock() + AGAIN) from error
 
 
 @contextmanager
