@@ -12,6 +12,7 @@ from invirtibuilder.accounts import become_owner
 from invirtibuilder.apt.signer import create_key
 from invirtibuilder.cli import installed
 from invirtibuilder.cli.command import DEFAULT_CONFIG, Command, me, say, show
+from invirtibuilder.cli.pocket import begin
 from invirtibuilder.daemon import make_context
 from invirtibuilder.errors import MachineFault
 
@@ -22,7 +23,7 @@ site:
   tagger:
     name: {name} archive
     mail: archive@{name}.invalid
-  signing:
+  signing:{home}
     key: {key}
 
 hooks: []
@@ -91,7 +92,7 @@ class Init(Command):
         hosting.ensure_site(site)
         context = make_context(site)
         for pocket in site.pockets.values():
-            hosting.ensure_pocket(context, pocket)
+            begin(context, pocket)
         if not own:
             say(installed.told())
         show(args, {"config": str(file), "pockets": list(site.pockets)}, str(file))
@@ -102,19 +103,21 @@ def of_directory(args: argparse.Namespace, directory: Path) -> str:
     """The configuration of a site in a directory, whose owner does everything."""
     directory.mkdir(parents=True, exist_ok=True)
     key = _key(directory / "gnupg", args.name)
-    return _text(args, key=key, keys="", domains="\n  untrusted: {}\n  trusted: {}")
+    return _text(args, key=key, keys="", home="", domains="\n  untrusted: {}\n  trusted: {}")
 
 
 def _of_machine(args: argparse.Namespace) -> str:
     """The configuration of the installed site, whose accounts are separate."""
     key = installed.prepare(args.name)
-    return _text(args, key=key, keys=installed.KEYS, domains=installed.DOMAINS)
+    home = f"\n    home: {installed.key_home()}"
+    return _text(args, key=key, keys=installed.KEYS, home=home, domains=installed.DOMAINS)
 
 
-def _text(args: argparse.Namespace, *, key: str, keys: str, domains: str) -> str:
+def _text(args: argparse.Namespace, *, key: str, keys: str, home: str, domains: str) -> str:
     return TEMPLATE.format(
         name=args.name,
         keys=keys,
+        home=home,
         key=key,
         domains=domains,
         suite=args.suite or _suite(),

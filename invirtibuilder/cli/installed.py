@@ -15,11 +15,12 @@ from invirtibuilder.errors import Denied, MachineFault
 from invirtibuilder.run import run
 
 DAEMON = "invirtibuilder"
+SIGNER = "ib-sign"
 SITE = Path("/var/lib/invirtibuilder")
 SOCKETS = Path("/run/invirtibuilder")
 WORKERS = {"trusted": "ib-build", "untrusted": "ib-build-untrusted"}
 """The account of each trust domain's worker, whose home is its directory."""
-ACCOUNTS = (DAEMON, "ib-submit", "ib-git", "ib-sign", "ib-notify", *WORKERS.values())
+ACCOUNTS = (DAEMON, "ib-submit", "ib-git", SIGNER, "ib-notify", *WORKERS.values())
 GROUPS = ("ib-submit", "ib-git")
 """Those that the daemon's account has to be in."""
 MADE = ("superproject.git", "archive", "jobs", "packages")
@@ -29,7 +30,9 @@ KEYS = f"""
   directory: {SITE}
   doors: [ib-submit]
   queue_group: ib-submit
-  push_group: ib-git"""
+  push_group: ib-git
+  signer: {SOCKETS}/sign.sock
+  notifier: {SOCKETS}/notify.sock"""
 DOMAINS = "".join(
     f"\n  {name}: {{socket: {SOCKETS}/worker-{name}.sock}}" for name in reversed(WORKERS)
 )
@@ -47,11 +50,12 @@ def prepare(name: str) -> str:
             hint="`invirtibuilder init DIR` makes one of your own in a directory",
         )
     _check_accounts()
-    home = _home(DAEMON) / "gnupg"
+    home = key_home()
     _check_parts(home)
     _directory(DEFAULT_CONFIG.parent, "root", 0o755)
     _directory(SOCKETS, "root", 0o755)
     _directory(SITE, DAEMON, 0o755)
+    _directory(home.parent, SIGNER, 0o700)
     for account in WORKERS.values():
         # The build's user passes through, with ids of its own.
         _directory(_home(account), account, 0o711)
@@ -60,7 +64,7 @@ def prepare(name: str) -> str:
 
 def _new_key(home: Path, name: str) -> str:
     """A key in a home that is whole or not there: one of an interrupted run is begun anew."""
-    who = as_account(DAEMON)  # root does nothing in a directory of another's
+    who = as_account(SIGNER)  # root does nothing in a directory of another's
     beside = home.with_name(".gnupg.new")
     run([*who, "rm", "-rf", beside])
     run([*who, "mkdir", "-m", "0700", beside])
@@ -68,6 +72,11 @@ def _new_key(home: Path, name: str) -> str:
     run([*who, "gpgconf", "--homedir", beside, "--kill", "gpg-agent"])
     run([*who, "mv", "-T", beside, home])
     return key
+
+
+def key_home() -> Path:
+    """The GnuPG home, which only the signer looks into."""
+    return _home(SIGNER) / "gnupg"
 
 
 def _home(account: str) -> Path:

@@ -25,9 +25,9 @@ from invirtibuilder.cli.command import (
     the_pocket,
 )
 from invirtibuilder.daemon import make_context
-from invirtibuilder.errors import Malformed
+from invirtibuilder.errors import Malformed, Unavailable
 from invirtibuilder.settings import Pocket, Site
-from invirtibuilder.stages.context import LABEL, archive
+from invirtibuilder.stages.context import LABEL, Context, archive
 from invirtibuilder.superproject import Superproject
 
 KEYS = {
@@ -84,8 +84,16 @@ class PocketCommand(Command):
         # What follows is the site's account's, who need not be the one of the configuration.
         site = own_site(args)
         hosting.ensure_site(site)
-        hosting.ensure_pocket(make_context(site), site.pockets[name])
+        begin(make_context(site), site.pockets[name])
         show(args, _brief(site, site.pockets[name]), f"pocket {name} is ready")
+
+
+def begin(context: Context, pocket: Pocket) -> None:
+    """Make a pocket's archive with its first publication; without the signer the daemon does it."""
+    try:
+        hosting.ensure_pocket(context, pocket)
+    except Unavailable as fault:
+        say(f"{pocket.name} has no publication yet, the daemon's start makes one: {fault}")
 
 
 def _configure(file: Path, name: str, settings: dict[str, str]) -> None:

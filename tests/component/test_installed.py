@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from invirtibuilder.errors import Exit
-from tests.support.installed import CONFIG, SITE, Installed, installed
+from tests.support.installed import ACCOUNTS, CONFIG, SITE, Installed, installed
 
 pytestmark = pytest.mark.root
 
+KEYS = Path(ACCOUNTS["ib-sign"]) / "gnupg"
 MODES = {
     "": "drwxr-xr-x invirtibuilder:invirtibuilder",
     "queue/new": "drwxrwx--T invirtibuilder:ib-submit",
@@ -26,14 +27,15 @@ MODES = {
     "superproject.git": "drwxr-xr-x invirtibuilder:invirtibuilder",
     "archive": "drwxr-xr-x invirtibuilder:invirtibuilder",
     "archive/dev/private": "drwx------ invirtibuilder:invirtibuilder",
-    "gnupg": "drwx------ invirtibuilder:invirtibuilder",
 }
 
 
 @pytest.fixture(scope="module")
 def system() -> Iterator[Installed]:
     with installed() as made:
+        made.services("start", "signer")
         yield made
+        made.services("stop", "signer")
 
 
 def owners(system: Installed) -> set[str]:
@@ -48,6 +50,8 @@ def test_owners_and_modes(system: Installed) -> None:
     assert dict(zip(MODES, lines, strict=True)) == MODES
     assert owners(system) == {"invirtibuilder"}
     assert system.run("stat", "-c", "%A %U:%G", CONFIG).text == "-rw-r--r-- root:root"
+    listed = system.run("stat", "-c", "%A %U:%G", KEYS.parent, KEYS).text.splitlines()
+    assert listed == ["drwx------ ib-sign:ib-sign"] * 2
 
 
 def test_backtracking_pockets_have_another_domain(system: Installed) -> None:
@@ -122,7 +126,8 @@ def test_what_root_runs_is_not_in_the_daemons_way(system: Installed, words: list
         (["gc", "--dry-run"], "run this as invirtibuilder, or as root"),
         (["rebuild-state"], "run this as invirtibuilder, or as root"),
         (["daemon"], "run this as invirtibuilder, or as root"),
-        (["key", "new", "prod"], "run this as invirtibuilder, or as root"),
+        (["key", "new", "prod"], "run this as root"),
+        (["key", "list"], "run it as one of them"),
         (["status"], "run this as invirtibuilder, as a member of the group ib-submit, or as root"),
         (["package", "list"], "as a member of the group ib-git"),
         (["queue"], "as a member of the group ib-submit"),
@@ -153,8 +158,9 @@ def test_a_half_made_site_is_not_begun_again(system: Installed) -> None:
         done = system.cli("root", "init", check=False)
         assert done.code == Exit.MACHINE
         said = done.err.decode()
-        for path in ("gnupg", "superproject.git", "archive", "jobs", "packages"):
+        for path in ("superproject.git", "archive", "jobs", "packages"):
             assert f"{SITE}/{path}" in said
+        assert f"{KEYS}" in said
         assert "put the configuration back" in said
         assert not config.exists()
     finally:
@@ -176,8 +182,8 @@ def test_what_an_interrupted_init_left_is_begun_anew(tmp_path: Path) -> None:
         assert b"adduser invirtibuilder ib-submit" in done.err
         system.run("usermod", "-aG", "ib-submit", "invirtibuilder")
         # What a run that was killed while gpg made the key leaves behind.
-        system.sh('mkdir -m 700 "$1/.gnupg.new" && chown invirtibuilder "$1/.gnupg.new"', SITE)
+        system.sh('mkdir -m 700 "$1/.gnupg.new" && chown ib-sign "$1/.gnupg.new"', KEYS.parent)
         system.cli("root", "init")
-        status = system.path(SITE / "gnupg").stat()
+        status = system.path(KEYS).stat()
         assert stat.S_IMODE(status.st_mode) == 0o700
-        assert not system.path(SITE / ".gnupg.new").exists()
+        assert not system.path(KEYS.parent / ".gnupg.new").exists()

@@ -30,12 +30,14 @@ def test_start_status_and_stop(system: Installed) -> None:
     down = system.services("status", check=False)
     assert down.code == 3
     names = [line.split()[0] for line in down.text.splitlines()]
-    assert names == ["worker-trusted", "worker-untrusted", "daemon"]
+    assert names == ["notifier", "signer", "worker-trusted", "worker-untrusted", "daemon"]
     system.services("start")
     up = system.services("status")
     assert up.text.count(" runs (pid ") == len(names)
     accounts = {
         "daemon": "invirtibuilder",
+        "signer": "ib-sign",
+        "notifier": "ib-notify",
         "worker-trusted": "ib-build",
         "worker-untrusted": "ib-build-untrusted",
     }
@@ -54,7 +56,7 @@ def test_start_status_and_stop(system: Installed) -> None:
     assert status_of(system.process("daemon"))["CapBnd"] == ["0" * 16]
     assert status_of(system.process("daemon"))["NoNewPrivs"] == ["1"]
     # Only the daemon may connect, and only root may put anything beside the sockets.
-    for name in ("worker-trusted", "worker-untrusted"):
+    for name in ("notify", "sign", "worker-trusted", "worker-untrusted"):
         listed = system.run("stat", "-c", "%F %U:%G %a", f"/run/invirtibuilder/{name}.sock").text
         assert listed == "socket root:invirtibuilder 660"
     assert system.run("stat", "-c", "%U:%G %a", "/run/invirtibuilder").text == "root:root 755"
@@ -64,9 +66,9 @@ def test_start_status_and_stop(system: Installed) -> None:
     system.services("start")
     assert system.process("daemon") == before
     system.services("stop", "daemon")
-    assert system.services("status", check=False).text.count(" runs (pid ") == 2
+    assert system.services("status", check=False).text.count(" runs (pid ") == 4
     system.services("stop")
-    assert system.services("status", check=False).text.count(" does not run") == 3
+    assert system.services("status", check=False).text.count(" does not run") == 5
     assert not list(system.path("/run/invirtibuilder").iterdir())
     assert not Path(f"/proc/{before}").exists()
 
@@ -75,7 +77,7 @@ def test_one_that_has_died_is_started_again(system: Installed) -> None:
     system.services("start", "worker-trusted")
     pid = system.process("worker-trusted")
     os.kill(pid, signal.SIGKILL)
-    until(lambda: system.services("status", check=False).text.count("does not run") == 3)
+    until(lambda: system.services("status", check=False).text.count("does not run") == 5)
     system.services("start", "worker-trusted")
     assert system.process("worker-trusted") != pid
     system.services("stop")
@@ -87,7 +89,7 @@ def test_what_is_wrong_is_told(system: Installed) -> None:
     assert b"without-systemd start [SERVICE]" in usage.err
     unknown = system.services("start", "mailer", check=False)
     assert unknown.code == 71
-    assert b"no service mailer; services are: worker-trusted worker-untrusted daemon" in unknown.err
+    assert b"no service mailer; services are: notifier signer worker-trusted " in unknown.err
     nobody = system.services("start", "worker-other", check=False)
     assert b"there is no account ib-build-other" in nobody.err
     config = system.path(CONFIG)

@@ -143,6 +143,10 @@ def installed(
             _furnish(made, base, ids)
             if begun:
                 made.run("/usr/bin/invirtibuilder", "init", "--name", "test")
+                # With the signer the pockets get their first publications.
+                made.services("start", "signer")
+                made.run("/usr/bin/invirtibuilder", "init")
+                made.services("stop", "signer")
             yield made
         finally:
             outer.kill()
