@@ -19,6 +19,7 @@ THREATS = {
     *(f"Attack on {what}" for what in ("the archive", "the record")),
     "A subverted account of a submitter",
     "A subverted worker",
+    "A subverted hook, or program of an ACL",
     "A subverted web server, or a network between",
 }
 

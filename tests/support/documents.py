@@ -28,7 +28,7 @@ ADMINISTRATOR = TOP / "conf/guide/administrator.rst"
 DOCUMENTS = (README, SUBMITTER, ADMINISTRATOR)
 FIRST = "Invirtibuilder"
 CLONE = "From a clone"
-INSTALLED = ("An installed system", "The doors: Kerberos", "The doors: ssh")
+INSTALLED = ("An installed system", "The doors: Kerberos", "The doors: ssh", "Pushes over ssh")
 APART = {README: (FIRST,), ADMINISTRATOR: (CLONE, *INSTALLED)}
 """Sections that have a test of their own, at a place of their own."""
 PROGRAMS = {

@@ -164,6 +164,7 @@ def at(realm: kdc.Realm, tmp_path: Path) -> Iterator[tuple[Site, Shell]]:
             environment=environment,
             instead=(
                 ("ib-submit@HOST", "ib-submit"),
+                ("ssh://ib-git@HOST/", "ssh://HOST/DIR/"),
                 ("remote HOST", f"remote --port {port} HOST"),
                 ("host/HOST", "host/new.localhost"),
                 ("kinit alice", f"kinit -k -t {realm.directory}/alice.keytab alice"),

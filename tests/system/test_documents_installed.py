@@ -30,6 +30,7 @@ case $* in
     until grep -q "^ *[0-9]*: 0100007F:$(printf %04X @REMCTLD@) 00000000:0000 0A" /proc/net/tcp
     do kill -0 $! && sleep 0.05; done ;;
   'reload ssh.service')
+    test ! -e /run/sshd.pid || { kill "$(cat /run/sshd.pid)"; rm /run/sshd.pid; }
     /usr/sbin/sshd -p @SSHD@ -o ListenAddress=127.0.0.1 ;;
   *) echo "systemctl: $* is not known to the tests" >&2; exit 64 ;;
 esac"""
@@ -48,7 +49,8 @@ def system(base: Base, ids: Ids) -> Iterator[Installed]:
     """The accounts and files of the package, and no site."""
     with installed(base, ids, begun=False) as made:
         shared = made.path("/usr/share/invirtibuilder")
-        shutil.copytree(TOP / "conf/remctl", shared / "remctl")
+        for name in ("remctl", "ssh"):
+            shutil.copytree(TOP / "conf" / name, shared / name)
         rules = ("make", "-f", TOP / "debian/rules", "execute_after_dh_install")
         made.run(*rules, "SHARE=/usr/share/invirtibuilder")
         made.path("/run/sshd").mkdir(0o755)  # as the unit of sshd does
@@ -58,7 +60,8 @@ def system(base: Base, ids: Ids) -> Iterator[Installed]:
 def test_guide(system: Installed, realm: kdc.Realm) -> None:
     folder = system.disk  # which every account can read
     home = folder / "home"
-    repo = packages.native(home / "hello", "hello", "1.0")
+    home.mkdir()
+    repo = packages.native(folder / "hello", "hello", "1.0")
     sshd.make_key(home, "alice")
     ports = {"REMCTLD": kdc.free_port(), "SSHD": kdc.free_port()}
     systemctl = SYSTEMCTL
@@ -81,6 +84,7 @@ def test_guide(system: Installed, realm: kdc.Realm) -> None:
             "REPOSITORY": lambda: str(repo.path),
         },
         environment={
+            **packages.identity(),
             **realm.of("alice"),
             "HOME": str(home),
             "PATH": f"{path}:{CLEAN['PATH']}",
