@@ -62,6 +62,13 @@ def _handed_over(path: Path) -> socket.socket:
     return server
 
 
+def keep_listening(server: socket.socket) -> None:
+    """Have `listening` find this socket again when this process becomes another program."""
+    os.dup2(server.fileno(), FIRST_FD)
+    os.set_inheritable(FIRST_FD, True)
+    os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+
+
 def peer_uid(connection: socket.socket) -> int:
     """Whose process is at the other end (unix(7), SO_PEERCRED)."""
     size = struct.calcsize("3i")

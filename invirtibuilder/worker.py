@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,7 +33,7 @@ from invirtibuilder.sandbox.check import MISSING, WEAKER, findings
 from invirtibuilder.sandbox.ids import Ids, remove_tree
 from invirtibuilder.sandbox.limits import Groups
 from invirtibuilder.sandbox.slots import taken
-from invirtibuilder.sockets import listening
+from invirtibuilder.sockets import LOOK, keep_listening, listening
 
 
 def work(
@@ -230,19 +231,33 @@ def check(directory: Path, slots: Sequence[int] = ()) -> list[str]:
 def listen(path: Path, directory: Path, slots: Sequence[int] = (), *, log: Log) -> None:
     """Serve orders that arrive over a unix socket as descriptors, each in a process of its own.
 
-    The socket's permissions say who may send orders. Ends with SIGTERM; running orders go on.
+    The socket's permissions say who may send orders. Ends with SIGTERM, and with SIGHUP becomes the
+    program as it is on disk then; running orders go on.
     """
+    again = threading.Event()
+    signal.signal(signal.SIGHUP, lambda *_: again.set())
     for weaker in check(directory, slots):
         log(weaker, priority=WARNING)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass  # an order that we have begun as another program, and that has ended meanwhile
     with listening(path, backlog=16) as server:
         log(f"ready: {path}")
-        while True:
-            connection, _ = server.accept()
+        server.settimeout(LOOK)
+        while not again.is_set():
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                continue
             with connection:
                 connection.settimeout(10)
                 with suppress(OSError, Fault):
                     _accept(connection, directory, slots, server, log)
+        log("becomes the program that is there now")
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        keep_listening(server)
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606
 
 
 def _accept(

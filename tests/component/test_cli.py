@@ -497,3 +497,15 @@ def test_the_log_is_whole_and_harmless(own: Place, tmp_path: Path) -> None:
     assert "\\u202e" in text
     assert text.count("µ") == 100_000
     assert "\ufffd" not in text
+
+
+def test_bases_of_all_pockets(place: Place) -> None:
+    code, out, _ = call(place, "base", "refresh", "--json")
+    assert code == Exit.OK
+    jobs = json.loads(out)["jobs"]
+    queued = [place.directory / "queue/new" / f"{job}.json" for job in jobs]
+    assert [json.loads(path.read_text())["args"] for path in queued] == [
+        [name] for name in place.site.pockets
+    ]
+    for path in queued:
+        path.unlink()

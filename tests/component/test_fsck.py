@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import json
 import os
 import re
@@ -566,13 +565,16 @@ def test_a_mail_comes_when_there_is_drift_only(site: Published, tmp_path: Path) 
     finally:
         site.place.edit("pocket:", "pockets:")
     assert "cannot be checked" in sent.read_text()
-
-
-def test_the_units_are_units() -> None:
-    """systemd-analyze, which would tell, is not on every machine: both have what they need."""
-    for name in ("service", "timer"):
-        text = (places.ROOT / f"conf/fsck/invirtibuilder-fsck.{name}").read_text()
-        unit = configparser.ConfigParser()
-        unit.read_string(text)
-        assert unit["Unit"]["Description"]
-    assert "ExecStart" in (places.ROOT / "conf/fsck/invirtibuilder-fsck.service").read_text()
+    # As the units do it: the check and the mail are different accounts' processes.
+    found = tmp_path / "found"
+    found.write_text("[tag-missing] debian/1.0\n")
+    sent.unlink()
+    program = str(places.ROOT / "conf/fsck/nightly")
+    run(
+        [program, "--found", found, "admin@example.org"],
+        env={"SENDMAIL": str(sendmail), "MONITOR_EXIT_STATUS": "6"},
+    )
+    lines = sent.read_text().splitlines()
+    assert lines[1] == "To: admin@example.org"
+    assert lines[2].endswith("git and the archive differ")
+    assert lines[-1] == "[tag-missing] debian/1.0"

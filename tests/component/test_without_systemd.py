@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +81,36 @@ def test_one_that_has_died_is_started_again(system: Installed) -> None:
     until(lambda: system.services("status", check=False).text.count("does not run") == 5)
     system.services("start", "worker-trusted")
     assert system.process("worker-trusted") != pid
+    system.services("stop")
+
+
+def test_a_worker_becomes_the_new_program(system: Installed) -> None:
+    """What an upgrade does: the same process, socket and orders, another program."""
+    system.services("start", "worker-trusted")
+    pid = system.process("worker-trusted")
+    program = system.path("/usr/bin/invirtibuilder")
+    log = system.path("/var/log/invirtibuilder/worker-trusted.log")
+    text = program.read_text()
+
+    def become(times: int) -> None:
+        os.kill(pid, signal.SIGHUP)
+        until(lambda: log.read_text().count("new program") == times)
+        until(lambda: log.read_text().count("ready: ") == before + times)
+
+    before = log.read_text().count("ready: ")
+    try:
+        told = "import sys\nprint('new program', file=sys.stderr)\n"
+        program.write_text(text.replace("import sys\n", told))
+        become(1)
+        become(2)
+    finally:
+        program.write_text(text)
+    assert system.process("worker-trusted") == pid
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(60)
+        client.connect(str(system.path("/run/invirtibuilder/worker-trusted.sock")))
+        client.sendall(b"nothing")
+        assert client.recv(10) == b""  # it wants descriptors
     system.services("stop")
 
 

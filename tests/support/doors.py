@@ -49,7 +49,7 @@ def installed(place: Place, shell: bool = False) -> Path:
 
 def backlog() -> int:
     """How many connections wait, as the shipped socket unit says."""
-    unit = (CONF / "remctld.socket").read_text()
+    unit = (ROOT / "debian/invirtibuilder.invirtibuilder-remctld.socket").read_text()
     assert re.search(r"^NoDelay=true$", unit, re.M), "the tests' socket has it"
     found = re.search(r"^Backlog=(\d+)$", unit, re.M)
     assert found

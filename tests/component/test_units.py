@@ -1,0 +1,159 @@
+"""The units: systemd understands them, and they are as strict as they say."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from invirtibuilder.cli.main import COMMANDS
+from invirtibuilder.run import run
+from tests.support.installed import ACCOUNTS, TOP, Installed, installed
+from tests.support.units import DROP_INS, Unit, units, worker
+
+UNKNOWN = "Unknown key 'DelegateSubgroup' in section [Service], ignoring."
+"""What systemd before 254 says of the one setting that it does not know."""
+BOUNDS = {"invirtibuilder": 1.5, "signer": 1.5, "gc": 1.5, "fsck": 1.5, "base-refresh": 1.5} | {
+    "remctld": 3.0,
+    **dict.fromkeys(("notifier", "fsck-mail", "worker@trusted", "worker@untrusted"), 7.0),
+}
+"""How exposed each may be, of 10, to systemd-analyze. Those with 7 start programs that are setuid,
+and so have no system call filter, nor anything that comes with one."""
+DOMAINS = ("trusted", "untrusted")
+SERVICES = [name for name in units() if name.endswith(".service")]
+ALL = [units()[name] for name in SERVICES if "@" not in name] + [worker(name) for name in DOMAINS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The units with the names that they are installed with."""
+    made = tmp_path_factory.mktemp("units")
+    for unit in units().values():
+        shutil.copy(unit.path, made / unit.name)
+    shutil.copytree(DROP_INS, made / DROP_INS.name)
+    return made
+
+
+@pytest.fixture(scope="module")
+def system(folder: Path) -> Iterator[Installed]:
+    """An installed system with the units, and with the programs that they start."""
+    with installed() as made:
+        shutil.copytree(folder, made.path("/usr/lib/systemd/system"), dirs_exist_ok=True)
+        nightly = made.path("/usr/share/invirtibuilder/fsck")
+        nightly.mkdir()
+        shutil.copy(TOP / "conf/fsck/nightly", nightly)
+        yield made
+
+
+def verified(system: Installed, *names: str) -> list[str]:
+    """What systemd has against units, and what they need."""
+    paths = [f"/usr/lib/systemd/system/{name}" for name in names]
+    done = system.run("systemd-analyze", "verify", "--man=no", *paths, check=False)
+    lines = done.err.decode().splitlines()
+    return [line for line in lines if "invirtibuilder" in line and not line.endswith(UNKNOWN)]
+
+
+@pytest.mark.root
+def test_systemd_has_nothing_against_them(system: Installed) -> None:
+    names = [name.replace("@.", "@trusted.") for name in units()]
+    templates = [name.replace("@.", "@untrusted.") for name in units() if "@." in name]
+    assert verified(system, *names, *templates) == []
+
+
+@pytest.mark.root
+def test_systemd_would_have_something_against_mistakes(system: Installed) -> None:
+    text = units()["invirtibuilder.service"].path.read_text()
+    bad = text.replace("ProtectHome=", "ProtectHouse=").replace("/usr/bin/", "/usr/bin/no-such-")
+    system.path("/usr/lib/systemd/system/invirtibuilder-bad.service").write_text(bad)
+    told = verified(system, "invirtibuilder-bad.service")
+    assert any("Unknown key 'ProtectHouse'" in line for line in told)
+    assert any("is not executable" in line for line in told)
+
+
+def exposure(path: Path) -> float:
+    """What systemd-analyze says of a service."""
+    done = run(["systemd-analyze", "security", "--offline=yes", "--no-pager", path], check=False)
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.text)
+    assert found, done
+    return float(found[1])
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_exposure(name: str, folder: Path) -> None:
+    path = folder / f"invirtibuilder-{name}.service"
+    if name == "invirtibuilder":
+        path = folder / "invirtibuilder.service"
+    elif "@" in name:
+        shutil.copy(folder / "invirtibuilder-worker@.service", path)
+    found = exposure(path)
+    print(f"{path.name}: {found}")
+    assert found < BOUNDS[name]
+
+
+def test_exposure_without_any_of_it(folder: Path, tmp_path: Path) -> None:
+    text = (folder / "invirtibuilder.service").read_text()
+    path = tmp_path / "invirtibuilder.service"
+    path.write_text(text[: text.index("CapabilityBoundingSet=")])
+    assert exposure(path) > 8
+
+
+def test_every_service_has_a_bound() -> None:
+    names = {f"invirtibuilder-{name}.service" for name in BOUNDS} | {"invirtibuilder.service"}
+    found = {name.replace("@.", f"@{domain}.") for name in SERVICES for domain in DOMAINS}
+    assert found == names - {"invirtibuilder-invirtibuilder.service"}
+
+
+@pytest.mark.parametrize("unit", ALL, ids=lambda unit: unit.name)
+def test_what_they_start(unit: Unit) -> None:
+    """Commands that there are, as accounts that there are."""
+    words = unit.all("Service.ExecStart")
+    if words[0] == "/usr/bin/invirtibuilder":
+        assert words[1] in COMMANDS
+    else:
+        assert words[0] in ("/usr/sbin/remctld", "/usr/share/invirtibuilder/fsck/nightly")
+    account = unit.one("Service.User")
+    assert account in ACCOUNTS or (unit.name.endswith("remctld.service") and not account)
+    if "worker" in unit.name:
+        # Nothing of it is another domain's.
+        assert words[words.index("--directory") + 1] == ACCOUNTS[account]
+        assert unit.all("Service.ReadWritePaths")[-1] == ACCOUNTS[account]
+    if "--listen" in words:
+        name = unit.name.replace(".service", ".socket")
+        name = re.sub("@.*[.]", "@.", name)
+        listens = units()[name].one("Socket.ListenStream").replace("%i", unit.name[22:-8])
+        assert words[words.index("--listen") + 1] == listens
+        assert units()[name].one("Socket.SocketMode") == "0660"
+        assert units()[name].one("Socket.SocketGroup") == "invirtibuilder"
+        assert "Install.WantedBy" not in units()[name].settings, "the daemon starts it"
+
+
+def test_the_daemon_starts_all_sockets_of_its_own() -> None:
+    daemon = units()["invirtibuilder.service"]
+    ours = {name for name in units() if name.endswith(".socket") and "remctld" not in name}
+    wanted = {re.sub("@.*[.]", "@.", name) for name in daemon.all("Unit.Wants")}
+    assert wanted == ours
+    assert set(daemon.all("Unit.Wants")) <= set(daemon.all("Unit.After"))
+
+
+def test_the_timers_work_is_as_confined_as_the_daemon() -> None:
+    daemon = units()["invirtibuilder.service"].settings
+    strict = re.compile("Service.(Protect|Private|Restrict|System|Memory(?!Max)|Lock|NoNew|Cap|IP)")
+    for name in ("gc", "fsck", "base-refresh"):
+        settings = units()[f"invirtibuilder-{name}.service"].settings
+        for key, value in daemon.items():
+            if strict.match(key) and key != "Service.SystemCallFilter":
+                assert settings[key] == value, (name, key)
+        told = settings["Service.SystemCallFilter"]
+        of_daemon = daemon["Service.SystemCallFilter"]
+        assert told[:2] == of_daemon[:2]
+        assert set(" ".join(told[2:]).split()) <= set(" ".join(of_daemon[2:]).split())
+
+
+def test_manual_pages() -> None:
+    for unit in units().values():
+        for word in unit.all("Unit.Documentation"):
+            if (page := re.fullmatch(r"man:(invirtibuilder.*)\((\d)\)", word)) is not None:
+                assert (TOP / f"debian/man/{page[1]}.{page[2]}").exists(), (unit.name, word)
