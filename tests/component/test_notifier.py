@@ -274,7 +274,7 @@ def test_deliveries_go_on_at_once_and_a_stuck_hook_holds_no_acl_up(desk: Desk) -
 
 
 def test_who_asks_and_goes_takes_the_hook_along(desk: Desk) -> None:
-    desk.hook('sleep 300 & echo $$ $! >> "$OUT"; wait')
+    desk.hook('sleep 300 & echo $$ $! >> "$OUT"; wait', timeout=300)
     with desk.running(), socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(desk.socket))
         sockets.send(connection, {"hook": "hook"}, told())
@@ -388,20 +388,24 @@ def test_an_acl_without_a_notifier_says_so(desk: Desk) -> None:
 def test_a_listener_that_says_nothing_sensible_accepts_nothing(desk: Desk) -> None:
     answers = (b"", b"\n", b'{"size": 0}\n', b'{"code": "0", "size": 0}\n', b'{"code": 0}\n')
     desk.hook(TELL)
+    entry = desk.program(f"echo {ALICE}")
     with sockets.listening(desk.socket) as server:
+        server.settimeout(20)
 
         def serve() -> None:
-            for answer in answers:
+            for answer in (*answers, *answers[:-1]):
                 connection, _ = server.accept()
                 with connection:
                     sockets.receive(connection, limit=MAX_EVENT, seconds=20)
                     connection.sendall(answer)
 
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         for _ in answers:
             with pytest.raises((Unavailable, MachineFault)):
                 desk.deliver("hook")
+        for _ in answers[:-1]:
+            assert ask(entry, pocket="dev", action="submit").failed
         thread.join(20)
 
 
