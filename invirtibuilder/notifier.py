@@ -23,7 +23,9 @@ from invirtibuilder.settings import Site
 
 Log = Callable[[str], None]
 SECONDS = 10.0
-"""For a whole message to arrive, or for room among what runs."""
+"""For a whole message to arrive."""
+ROOM = 5.0
+"""Seconds to wait for room among what runs."""
 HOOKS_AT_ONCE = 32
 ACLS_AT_ONCE = 16
 """Room of their own: a hook that hangs holds no ACL up."""
@@ -99,6 +101,8 @@ class Notifier:
             if "hook" in question:
                 return self._tell(site, str(question["hook"]), content, connection), b""
             return {"code": 0}, self._ask(site, question)
+        except Unavailable as error:
+            return {"busy": str(error)}, b""
         except (Fault, OSError) as error:
             why = model.printable(str(error))[: hookcall.MAX_OUTPUT]
             self._log(why)
@@ -134,7 +138,7 @@ class Notifier:
 
 @contextmanager
 def _room(room: threading.BoundedSemaphore, what: str) -> Iterator[None]:
-    if not room.acquire(timeout=SECONDS):
+    if not room.acquire(timeout=ROOM):
         raise Unavailable(f"too many {what} run at once")
     try:
         yield

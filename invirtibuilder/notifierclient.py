@@ -67,6 +67,8 @@ def _ask(
             hint="start `invirtibuilder notifier --listen` as the notifier's account",
             code="no-notifier",
         ) from error
+    if isinstance(told.get("busy"), str):
+        raise Unavailable(f"the notifier at {path} is busy: {told['busy']}", code="no-notifier")
     if isinstance(told.get("failed"), str):
         raise MachineFault(told["failed"], code="not-run")
     return told, answer

@@ -22,7 +22,7 @@ from invirtibuilder.acl import ask
 from invirtibuilder.errors import MachineFault, Unavailable
 from invirtibuilder.hookcall import EVENTS, MAX_EVENT, Hook
 from invirtibuilder.hooks import GIVE_UP, Delivery, Events
-from invirtibuilder.notifier import ACLS_AT_ONCE
+from invirtibuilder.notifier import HOOKS_AT_ONCE
 from invirtibuilder.settings import AclEntry
 from tests.support import hookscripts, notifying
 from tests.support.hookscripts import JOB
@@ -253,7 +253,7 @@ def test_a_change_of_the_configuration_counts_at_once_and_a_mistake_does_not(des
 
 
 def test_deliveries_go_on_at_once_and_a_stuck_hook_holds_no_acl_up(desk: Desk) -> None:
-    count = 2 * ACLS_AT_ONCE
+    count = HOOKS_AT_ONCE
     desk.hook('echo here >> "$OUT"; until [ -e $OUT.go ]; do sleep 0.05; done')
     entry = desk.program(f"echo {ALICE}")
     codes: list[int] = []
@@ -266,6 +266,8 @@ def test_deliveries_go_on_at_once_and_a_stuck_hook_holds_no_acl_up(desk: Desk) -
             thread.start()
         until(lambda: len(desk.lines()) == count)
         assert set(ask(entry, pocket="dev", action="submit").names) == {ALICE}
+        with pytest.raises(Unavailable, match="too many hooks run at once"):
+            desk.deliver("hook")
         assert codes == []
         Path(f"{desk.out}.go").touch()
         for thread in threads:
