@@ -118,6 +118,9 @@ class Daemon:
         hosting.ensure_site(self.site)
         try:
             with files.locked(self.site.socket.parent / "daemon.lock", wait=False):
+                if self.site.restoring.exists():
+                    message = f"{self.site.directory} is not restored whole"
+                    raise MachineFault(message, hint="`invirtibuilder restore` goes on")
                 self._serve()
         except files.Busy as error:
             raise MachineFault(

@@ -226,7 +226,7 @@ class _Looker:
                     message = f"{what} does not answer at {domain.socket}"
                     self.trouble("worker-down", message, START.format(unit))
             self.health.workers.append(worker)
-        for name, path in (("notifier", self.site.notifier),):
+        for name, path in (("signer", self.site.signer), ("notifier", self.site.notifier)):
             if path:
                 answers = self.health.services[name] = self.answers(f"the {name}", path)
                 if answers is False:

@@ -237,6 +237,11 @@ class Site:
         return self.directory / "run" / "daemon.json"
 
     @property
+    def restoring(self) -> Path:
+        """Here while the site is being made of a backup: no daemon may start."""
+        return self.directory / "run" / "restoring"
+
+    @property
     def pauses(self) -> Path:
         """What is paused; for the daemon to write and anybody to read."""
         return self.directory / "run" / "paused.json"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from invirtibuilder import config
+from invirtibuilder import config, files
 from invirtibuilder.accounts import become_owner
 from invirtibuilder.cli.subcommand import Command, say, show, table
-from invirtibuilder.errors import NotFound
+from invirtibuilder.errors import MachineFault, NotFound
 from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.spool import local_principal
 
@@ -45,6 +47,19 @@ def own_site(args: argparse.Namespace, *, writes: bool = True) -> Site:
     site = load_site(args)
     become_owner(site.directory, who_writes=writes)
     return site
+
+
+@contextmanager
+def in_place_of_the_daemon(site: Site) -> Iterator[None]:
+    """Keep every daemon of the site away for as long as this lasts. Raises MachineFault."""
+    site.socket.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with files.locked(site.socket.parent / "daemon.lock", wait=False):
+            yield
+    except files.Busy as error:
+        raise MachineFault(
+            "a daemon runs on this site", hint="stop it first", code="daemon-runs"
+        ) from error
 
 
 def config_file(args: argparse.Namespace) -> Path:

@@ -47,6 +47,8 @@ COMMANDS = {
     "diff": "diff.Diff",
     "gc": "collect.Collect",
     "fsck": "fsck.Fsck",
+    "backup": "backup.Backup",
+    "restore": "backup.Restore",
     "rebuild-state": "rebuild.RebuildState",
     "remote": "remote.Remote",
 }

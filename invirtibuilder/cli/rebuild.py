@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from invirtibuilder import files, rebuild
-from invirtibuilder.cli.command import Command, own_site, show
+from invirtibuilder import rebuild
+from invirtibuilder.cli.command import Command, in_place_of_the_daemon, own_site, show
 from invirtibuilder.daemon import make_context
-from invirtibuilder.errors import Exit, MachineFault
+from invirtibuilder.errors import Exit
 from invirtibuilder.fsck import check
 
 
@@ -17,17 +17,11 @@ class RebuildState(Command):
 
     def run(self, args: argparse.Namespace) -> int:
         site = own_site(args)
-        site.socket.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with files.locked(site.socket.parent / "daemon.lock", wait=False):
-                context = make_context(site)
-                done = list(rebuild.rebuild(context))
-                pockets = list(site.pockets.values())
-                report = check.check(context, pockets, level="b", full=True, mend=True)
-        except files.Busy as error:
-            raise MachineFault(
-                "a daemon runs on this site", hint="stop it first", code="daemon-runs"
-            ) from error
+        with in_place_of_the_daemon(site):
+            context = make_context(site)
+            done = list(rebuild.rebuild(context))
+            pockets = list(site.pockets.values())
+            report = check.check(context, pockets, level="b", full=True, mend=True)
         made = [*done, *(f.message for f in report.findings if f.repaired)]
         drift = [f"drift: {f.message} [{f.kind}]" for f in report.findings if f.drift]
         value = {"made": made, "drift": [f.as_json() for f in report.findings if f.drift]}

@@ -23,6 +23,15 @@ def ensure_signed(context: Context, pocket: Pocket) -> None:
                 _sign_again(context, pocket, archive)
 
 
+def renew(context: Context, pocket: Pocket) -> bool:
+    """Publish the same content with a new date; false when there is none yet."""
+    with settled(context, pocket) as (archive, _):
+        if archive.publications.current() is None:
+            return False
+        _sign_again(context, pocket, archive)
+        return True
+
+
 def _signed(context: Context, pocket: Pocket, archive: Archive) -> bool:
     current = archive.publications.current()
     if current is None:

@@ -13,7 +13,8 @@ from tests.support.repository import TOP, module_name, modules, scripts, tree
 
 # A row imports from the rows above it and, in the order of its own patterns, from itself.
 ROWS: dict[str, tuple[str, ...]] = {
-    "core": ("errors", "model", "states", "run", "confine", "accounts", "files", "tarsafe")
+    "core": ("errors", "model", "states", "run", "confine", "accounts", "files", "treecopy")
+    + ("tarsafe",)
     + ("jsonsafe", "order", "journal", "sockets", "watchdog", "gitcmd", "gitobjects", "gitshared")
     + ("yamlread",),
     "site": ("settings", "configwords", "config", "entries", "spool", "joblog", "pauses")
@@ -31,7 +32,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     + ("apt.*", "hooks", "engine", "remctl"),
     "line": ("stages.*", "pipeline", "hosting", "retention", "fsck.*", "rebuild", "differences")
     + ("keyring", "acts", "acltable", "quotas", "submissions", "answers", "schedule", "runner")
-    + ("notifier", "signerservice", "daemon", "health", "metrics"),
+    + ("notifier", "signerservice", "daemon", "health", "metrics", "backup"),
     "work": ("sandbox.*", "phases.*", "worker"),
     "entry": ("door.*", "cli.*", "__main__"),
     "inside": ("inside.*",),
