@@ -15,7 +15,7 @@ import yaml
 from invirtibuilder import configwords as words
 from invirtibuilder import model, yamlread
 from invirtibuilder.errors import Fault
-from invirtibuilder.order import CACHE_SIZE, LAYERS_SIZE, Limits
+from invirtibuilder.order import BASES_SIZE, CACHE_SIZE, LAYERS_SIZE, Limits
 from invirtibuilder.settings import (
     ACTIONS,
     DEFAULT_SUFFIX,
@@ -167,7 +167,9 @@ def _domains(value: Value, directory: Path) -> dict[str, Domain]:
     block = 1
     for name, entry in value.members().items():
         _checked(entry, name, model.POCKET, "trust domain")
-        keys = entry.record("socket", "directory", "cache_size", "layers_size", "jobs")
+        keys = entry.record(
+            *("socket", "directory", "cache_size", "layers_size", "bases_size", "jobs")
+        )
         socket = _socket(keys["socket"], directory)
         jobs = _whole(keys["jobs"], 1, 1) or 1
         found[name] = Domain(
@@ -178,6 +180,7 @@ def _domains(value: Value, directory: Path) -> dict[str, Domain]:
             slots=range(0) if socket else range(block, block + jobs),
             cache_size=keys["cache_size"].size(CACHE_SIZE) or 0,
             layers_size=keys["layers_size"].size(LAYERS_SIZE) or 0,
+            bases_size=keys["bases_size"].size(BASES_SIZE) or 0,
         )
         block += len(found[name].slots)
     directories = [domain.directory for domain in found.values()]

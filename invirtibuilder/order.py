@@ -23,6 +23,7 @@ KIND = re.compile("export|build|base")
 MAX_JSON = 8 << 20
 CACHE_SIZE = 2 << 30
 LAYERS_SIZE = 8 << 30
+BASES_SIZE = 10 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,9 @@ class Room:
     limits: Limits = field(default_factory=Limits)
     cache_size: int = CACHE_SIZE  # bytes of downloads that the worker keeps
     layers_size: int = LAYERS_SIZE  # bytes of layers that each of its slots keeps
+    base: str = ""  # the digest of the base to take, where the worker still has it
+    keep: tuple[str, ...] | None = None  # digests of older bases that are needed; None: unknown
+    bases_size: int = BASES_SIZE  # bytes of older bases that each of its slots keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +148,7 @@ def read_order(stream: IO[bytes]) -> Order:
                         **room,
                         "profiles": tuple(room["profiles"]),
                         "options": tuple(room["options"]),
+                        "keep": None if room["keep"] is None else tuple(room["keep"]),
                     },
                     limits=Limits(**limits),
                     pocket=_pocket_source(pocket) if pocket else None,

@@ -1,18 +1,19 @@
 """What a site no longer keeps: by each pocket's `retention`, and never what is still needed.
 
-A kept publication needs its pool files, its indices, and the records, source packages and
-artifacts of the jobs that made what it shows. Upstream tarballs, facts, journals and superproject
-stay for good.
+A kept publication needs its pool files, its indices, the records, source packages and artifacts of
+the jobs that made what it shows, and the bases that their sources were exported in. Upstream
+tarballs, facts, journals and superproject stay for good.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from invirtibuilder import files, hosting, maintenance, model
+from invirtibuilder import files, hosting, keptbases, maintenance, model
 from invirtibuilder.gitrepo import JOBS
 from invirtibuilder.jobs import Job
 from invirtibuilder.settings import Pocket
@@ -27,7 +28,7 @@ HEAVY = ("attempts", "source", "artifacts", "upload", "repository.bundle", "expo
 class Waste:
     """Something that goes, or has gone: its kind, its name, why, and about how many bytes."""
 
-    kind: str  # publication, file, job or ref
+    kind: str  # publication, file, base, job or ref
     pocket: str  # or nothing
     name: str
     why: str
@@ -58,15 +59,20 @@ def collect(context: Context, *, dry_run: bool = False) -> Generator[Waste]:
 
 def _collect(context: Context, dry_run: bool) -> Iterator[Waste]:
     needed: set[str] | None = set()
+    before = keptbases.needed(context.site)
+    bases = _bases_at_work(context)
     for pocket in context.site.pockets.values():
         try:
             with settled(context, pocket) as (archive, lock_fd):
                 if needed is not None:
-                    needed |= _needed(context, pocket, archive)
+                    jobs, found = _needed(context, pocket, archive)
+                    needed |= jobs
+                    bases[pocket.domain] |= found
                 yield from _Archive(context, pocket, archive, lock_fd, dry_run).collect()
         except Wait:
             needed = None
     if needed is not None:
+        yield from _bases(context, before, bases, dry_run)
         yield from _jobs(context, needed, dry_run)
     yield from _refs(context, dry_run)
 
@@ -128,21 +134,55 @@ def _outdated(context: Context, pocket: Pocket, archive: Archive) -> dict[int, d
     )
 
 
-def _needed(context: Context, pocket: Pocket, archive: Archive) -> set[str]:
-    """The jobs of all that the kept publications show, and that the branch records now."""
+def _needed(context: Context, pocket: Pocket, archive: Archive) -> tuple[set[str], set[str]]:
+    """The jobs, and the bases of the exports, of all that the kept publications show, and that the
+    branch records now."""
     publications, superproject = archive.publications, context.superproject
     old = _outdated(context, pocket, archive)
     commits = {publications.commit(n) for n in publications.numbers() if n not in old}
     commits |= {superproject.tip(pocket.branch) or ""}
     seen: set[str] = set()
     jobs: set[str] = set()
+    bases: set[str] = set()
     for commit in sorted(commits - {""}):
         for package, blob in superproject.record_ids(commit).items():
             if blob not in seen:
                 seen.add(blob)
                 record = superproject.record_at(commit, package) or {}
                 jobs |= {str(record.get(key)) for key in ("job", "built", "reused")}
-    return jobs
+                bases.add(_base(record))
+    return jobs, bases - {""}
+
+
+def _base(record: Mapping[str, Any]) -> str:
+    """The base that a record's source was exported in."""
+    return str(record.get("environment", {}).get("export", {}).get("base", ""))
+
+
+def _bases_at_work(context: Context) -> dict[str, set[str]]:
+    """The bases, by domain, of what was exported and is not published yet."""
+    found: dict[str, set[str]] = {name: set() for name in context.site.domains}
+    for job in context.jobs.unfinished():
+        pocket = context.site.pockets.get(job.pocket)
+        if pocket and (fact := job.fact("export")):
+            found[pocket.domain].add(str(fact["environment"].get("base", "")))
+    return found
+
+
+def _bases(
+    context: Context,
+    before: keptbases.Needed | None,
+    found: Mapping[str, set[str]],
+    dry_run: bool,
+) -> Iterator[Waste]:
+    """Tell workers which older bases are needed no more; each removes them with its next one."""
+    for domain, digests in sorted((before or {}).items()):
+        for digest in sorted(digests - found.get(domain, set())):
+            why = "no kept publication was exported in it; the worker's next base replaces it"
+            yield Waste(kind="base", pocket="", name=f"{domain}: {digest[:16]}", why=why, size=0)
+    if not dry_run:
+        now = {domain: frozenset(digests - {""}) for domain, digests in found.items()}
+        keptbases.replace(context.site, before, now)
 
 
 def _jobs(context: Context, needed: set[str], dry_run: bool) -> Iterator[Waste]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from invirtibuilder import model
-from invirtibuilder.order import CACHE_SIZE, LAYERS_SIZE, Limits
+from invirtibuilder.order import BASES_SIZE, CACHE_SIZE, LAYERS_SIZE, Limits
 
 ACTIONS = ("submit", "promote", "rollback", "cancel", "read")
 EVENTS = ("submitted", "started", "failed", "published")
@@ -59,6 +59,7 @@ class Domain:
     slots: range  # of a child: which blocks of the account's subordinate ids are its own
     cache_size: int = CACHE_SIZE  # bytes of downloads
     layers_size: int = LAYERS_SIZE  # bytes of layers in each slot
+    bases_size: int = BASES_SIZE  # bytes of older bases in each slot
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,6 +102,7 @@ def admission(context: Context, package: str, record: Record) -> dict[str, Any]:
         **{name: record[name] for name in ("commit", "tree", "version", "changelog_entry")},
         **{name: record[name] for name in ("pristine_tar", "upstream_tag", "stamp")},
         "changelog_version": record["changelog_version"],
+        "base": str(record["environment"]["export"].get("base", "")),
         "compression": settings.compression,
         "components": list(settings.components),
         "native": not any(str(f["name"]).startswith(prefix) for f in record["files"]),

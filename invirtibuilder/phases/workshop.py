@@ -23,7 +23,7 @@ from invirtibuilder.sandbox.ids import Ids, make_tree
 from invirtibuilder.sandbox.kit import kit_of
 from invirtibuilder.sandbox.kvm import DESCRIPTION, with_accelerator
 from invirtibuilder.sandbox.limits import Groups
-from invirtibuilder.sandbox.slotbase import slot_base
+from invirtibuilder.sandbox.slotbase import old_base, slot_base
 from invirtibuilder.sandbox.userns import UserNamespace
 from invirtibuilder.sandbox.vm import MEMORY, SIZE, Hardware, Machine
 
@@ -58,15 +58,20 @@ class Workshop:
 
     def base(self, *, refresh: bool = False) -> Base:
         """The base that the order's room asks for; made when there is none yet."""
+        room = self.order.room
+        place = (self.domain_directory, self.directory, self.ids)
         try:
-            base = slot_base(
+            base = None
+            if room.base:
+                base = old_base(self._spec, room.base, *place, log=self.log_fd, say=self.stage)
+            base = base or slot_base(
                 self._spec,
-                self.domain_directory,
-                self.directory,
-                self.ids,
+                *place,
                 log=self.log_fd,
                 say=self.stage,
                 refresh=refresh,
+                keep=room.keep,
+                most=room.bases_size,
             )
         except Fault:
             self.check_room()

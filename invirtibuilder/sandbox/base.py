@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -102,10 +102,22 @@ def current(spec: BaseSpec, directory: Path) -> Base | None:
     """The newest complete base of this spec, if there is one."""
     place = directory / spec.key / "current"
     try:
-        place = place.parent / os.readlink(place)  # noqa: PTH115
-        record = read_json(place / "base.json")
+        return _read(place.parent / os.readlink(place))  # noqa: PTH115
     except FileNotFoundError:
         return None
+
+
+def older(spec: BaseSpec, directory: Path) -> list[Base]:
+    """The complete bases of this spec that are not its current one, the newest first."""
+    place = directory / spec.key
+    kept = files.link_target(place / "current") if place.is_dir() else None
+    folders = (p.parent for p in place.glob("[!.]*/base.json") if not p.parent.is_symlink())
+    found = (_read(folder) for folder in folders if folder.name != kept)
+    return sorted(found, key=lambda base: base.made, reverse=True)
+
+
+def _read(place: Path) -> Base:
+    record = read_json(place / "base.json")
     return Base(
         directory=place,
         root=place / "root",
@@ -128,7 +140,16 @@ def _make(spec: BaseSpec, directory: Path, ids: Ids, log: int) -> Base:
     return _placed(spec, directory, ids, fill)
 
 
-def copy_base(base: Base, spec: BaseSpec, of: Ids, directory: Path, ids: Ids, *, log: int) -> Base:
+def copy_base(
+    base: Base,
+    spec: BaseSpec,
+    of: Ids,
+    directory: Path,
+    ids: Ids,
+    *,
+    log: int,
+    as_current: bool = True,
+) -> Base:
     """The same base, as these ids have it, among the bases in `directory`; `of` owns the first.
 
     Raises RoomFault when the copy is not the same, MachineFault.
@@ -144,11 +165,16 @@ def copy_base(base: Base, spec: BaseSpec, of: Ids, directory: Path, ids: Ids, *,
 
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory / f"{spec.key}.lock"):
-        return _placed(spec, directory / spec.key, ids, fill)
+        return _placed(spec, directory / spec.key, ids, fill, as_current=as_current)
 
 
 def _placed(
-    spec: BaseSpec, directory: Path, ids: Ids, fill: Callable[[Path], tuple[str, str]]
+    spec: BaseSpec,
+    directory: Path,
+    ids: Ids,
+    fill: Callable[[Path], tuple[str, str]],
+    *,
+    as_current: bool = True,
 ) -> Base:
     """Have a base filled in beside, and make it the current one; `fill` gives digest and time."""
     directory.mkdir(exist_ok=True)
@@ -169,6 +195,8 @@ def _placed(
     except BaseException:
         _remove(ids, new)
         raise
+    if not as_current:
+        return _read(directory / name)
     link = directory / ".new-current"
     link.unlink(missing_ok=True)
     link.symlink_to(name)
@@ -179,11 +207,13 @@ def _placed(
     return base
 
 
-def remove_bases(place: Path, ids: Ids, *, current_too: bool = False) -> None:
-    """Remove a spec's bases that are not its current one; nobody may be using them."""
+def remove_bases(
+    place: Path, ids: Ids, *, current_too: bool = False, keep: Collection[Path] = ()
+) -> None:
+    """Remove a spec's bases but its current one and those to `keep`; nobody may be using them."""
     kept = None if current_too else files.link_target(place / "current")
     for base in place.iterdir():
-        if base.is_dir() and not base.is_symlink() and base.name != kept:
+        if base.is_dir() and not base.is_symlink() and base.name != kept and base not in keep:
             # Half removed it must not stand where the same base may be placed again.
             gone = place / f".new-{secrets.token_hex(4)}"
             base.rename(gone)
@@ -296,16 +326,18 @@ def _digest(root: Path, ids: Ids, log: int) -> str:
     ]
     reader, writer = os.pipe()
     with open(reader, "rb") as stream:  # noqa: PTH123
-        entered = helper.start(
-            ids,
-            argv,
-            directories={"root": root},
-            files={},
-            output=writer,
-            errors=log,
-            env={},
-        )
-        os.close(writer)
+        try:
+            entered = helper.start(
+                ids,
+                argv,
+                directories={"root": root},
+                files={},
+                output=writer,
+                errors=log,
+                env={},
+            )
+        finally:
+            os.close(writer)
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if finish(entered, seconds=SECONDS) != 0:
         raise RoomFault("the made base cannot be read", code="base")

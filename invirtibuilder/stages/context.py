@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from invirtibuilder import keptbases
 from invirtibuilder.apt.mirror import machine_sources, stanza
 from invirtibuilder.apt.publications import Publications
 from invirtibuilder.apt.reprepro import Reprepro
@@ -133,6 +134,8 @@ class Context:
     def room(self, pocket: Pocket, *, own_packages: bool, package: str = "") -> Room:
         """What an order for this pocket, and package in it, asks of its environment."""
         source = None
+        known = keptbases.needed(self.site)
+        keep = None if known is None else tuple(sorted(known.get(pocket.domain, ())))
         publications = self.archive(pocket).publications
         number = publications.current()
         if own_packages and number is not None:
@@ -160,6 +163,8 @@ class Context:
             limits=pocket.limits_of(package),
             cache_size=self.site.domains[pocket.domain].cache_size,
             layers_size=self.site.domains[pocket.domain].layers_size,
+            keep=keep,
+            bases_size=self.site.domains[pocket.domain].bases_size,
         )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from invirtibuilder import debchanges, files, model
+from invirtibuilder import debchanges, files, keptbases, model
 from invirtibuilder.errors import Malformed, PackageFault
 from invirtibuilder.jobs import Job
 from invirtibuilder.stages.context import Context
@@ -50,7 +50,10 @@ def export(context: Context, job: Job) -> dict[str, Any]:
         job,
         pocket,
         kind="export",
-        room=context.room(pocket, own_packages=False, package=job.package),
+        room=replace(
+            context.room(pocket, own_packages=False, package=job.package),
+            base=str(admitted.get("base", "")),
+        ),
         content=content,
         inputs={
             "export.json": description,
@@ -59,6 +62,7 @@ def export(context: Context, job: Job) -> dict[str, Any]:
         },
         into=job.directory / "source",
     )
+    keptbases.need(context.site, pocket.domain, str(manifest.environment.get("base", "")))
     bundle.unlink()
     description.unlink()
     dsc = _checked(job, admitted, dict(manifest.report))

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from invirtibuilder import hosting, model, retention
+from invirtibuilder import hosting, keptbases, model, retention
 from invirtibuilder.errors import Fault
+from invirtibuilder.fsck import check
 from invirtibuilder.gitrepo import JOBS
 from invirtibuilder.jobs import Job
 from invirtibuilder.retention import Waste
@@ -59,7 +60,57 @@ def there(line: Line) -> set[str]:
     """Every file of the site, but for locks, logs and what reprepro writes anew."""
     root = line.site.directory
     files = {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
-    return {f for f in files if "/db" not in f and not f.endswith(("journal", ".lock", ".fact"))}
+    ends = ("journal", ".lock", ".fact", "run/maintenance.json", "run/bases.json")
+    return {f for f in files if "/db" not in f and not f.endswith(ends)}
+
+
+def test_bases_that_kept_sources_were_exported_in_are_needed(line: Line) -> None:
+    """Workers are told of those, and of no others."""
+    keeping(line, publications=1)
+    one, two, three = (str(n) * 64 for n in (1, 2, 3))
+    for base, version, name in (
+        *((one, "1.0", "alpha"), (two, "1.0", "beta")),
+        *((three, "1.1", "beta"), (three, "1.2", "beta")),
+    ):
+        line.engine.base = base
+        published(line, version, name)
+    domain = line.site.pockets["staging"].domain
+    room = line.context.room(line.site.pockets["staging"], own_packages=False)
+    assert room.keep is None, "nobody has looked yet"
+    assert names(after(line, 2, dry_run=True), "base") == []
+    assert keptbases.needed(line.site) is None
+    # While the publications are kept which show beta 1.0.
+    after(line, 0)
+    assert (keptbases.needed(line.site) or {})[domain] == {one, two, three}
+    assert [w.name for w in after(line, 2) if w.kind == "base"] == [f"{domain}: {two[:16]}"]
+    room = line.context.room(line.site.pockets["staging"], own_packages=False)
+    assert room.keep == (one, three)
+    # What is exported meanwhile is needed at once, and while its job is not over.
+    line.engine.base = "4" * 64
+    line.package("alpha", "1.3")
+    line.until(line.job("staging", "alpha"), "build")
+    room = line.context.room(line.site.pockets["staging"], own_packages=False)
+    assert room.keep == (one, three, "4" * 64)
+    assert names(after(line, 2), "base") == []
+
+
+def test_what_is_exported_while_gc_looks_is_not_forgotten(line: Line) -> None:
+    site = line.site
+    keptbases.replace(site, None, {"trusted": frozenset({"1" * 64})})
+    before = keptbases.needed(site)
+    for digest in ("2" * 64, "not a digest", ""):
+        keptbases.need(site, "trusted", digest)
+    keptbases.replace(site, before, {"trusted": frozenset({"3" * 64})})
+    assert keptbases.needed(site) == {"trusted": frozenset({"2" * 64, "3" * 64})}
+
+
+def test_an_export_for_fsck_asks_for_the_recorded_base(line: Line) -> None:
+    line.engine.base = "5" * 64
+    published(line, "1.0")
+    line.engine.base = "6" * 64
+    pockets = [line.site.pockets["staging"]]
+    check.check(line.context, pockets, level="c", full=False, mend=False)
+    assert line.engine.asked[-1].room.base == "5" * 64
 
 
 def test_what_was_superseded_long_ago_goes(line: Line, tmp_path: Path) -> None:

@@ -6,20 +6,21 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from invirtibuilder.errors import Cancelled, MachineFault, RoomFault
 from invirtibuilder.files import locked, write_json
+from invirtibuilder.order import BASES_SIZE
 from invirtibuilder.sandbox import base as bases
 from invirtibuilder.sandbox import helper, slotbase
 from invirtibuilder.sandbox import ids as subordinate
 from invirtibuilder.sandbox.base import Base, BaseSpec
 from invirtibuilder.sandbox.check import self_check
-from invirtibuilder.sandbox.ids import COUNT, Ids, finish, make_tree
-from invirtibuilder.sandbox.slotbase import slot_base
+from invirtibuilder.sandbox.ids import COUNT, Ids, finish, make_tree, tree_size
+from invirtibuilder.sandbox.slotbase import old_base, slot_base
 from invirtibuilder.sandbox.slots import Slot, slots, taken
 from tests.support.base import remove_bases
 
@@ -80,13 +81,13 @@ def log(tmp_path: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def tiny(slot: Slot, made: str, log: int) -> Base:
+def tiny(slot: Slot, made: str, log: int, content: int = 0) -> Base:
     """A base as if mmdebstrap had made it."""
     place = slot.directory / "bases" / SPEC.key / made[:10]
     place.mkdir(parents=True)
     for name in ("root", "tools"):
         make_tree(slot.ids, place / name)
-    inside(slot.ids, place / "root", CONTENT)
+    inside(slot.ids, place / "root", f"{CONTENT}\necho {content} >number")
     inside(slot.ids, place / "tools", "mkdir /tmp/it/upper; mknod /tmp/it/upper/gone c 0 0")
     digest = bases._digest(place / "root", slot.ids, log)
     write_json(place / "base.json", {"digest": digest, "made": made})
@@ -98,11 +99,33 @@ def tiny(slot: Slot, made: str, log: int) -> Base:
     return found
 
 
-def of_slot(domain: Path, number: int, log: int, said: list[str], *, refresh: bool = False) -> Base:
+def of_slot(
+    domain: Path,
+    number: int,
+    log: int,
+    said: list[str],
+    *,
+    refresh: bool = False,
+    keep: Sequence[str] | None = (),
+    most: int = BASES_SIZE,
+) -> Base:
     (slot,) = slots(domain, [number])
     return slot_base(
-        SPEC, domain, slot.directory, slot.ids, log=log, say=said.append, refresh=refresh
+        SPEC,
+        domain,
+        slot.directory,
+        slot.ids,
+        log=log,
+        say=said.append,
+        refresh=refresh,
+        keep=keep,
+        most=most,
     )
+
+
+def wanted(domain: Path, number: int, log: int, digest: str) -> Base | None:
+    (slot,) = slots(domain, [number])
+    return old_base(SPEC, digest, domain, slot.directory, slot.ids, log=log, say=lambda _: None)
 
 
 class TestBlocks:
@@ -221,6 +244,53 @@ class TestBases:
             copy.directory.name,
         }
         assert of_slot(domain, 1, log, []) == new
+
+    def test_older_ones_stay_that_are_needed(self, domain: Path, log: int) -> None:
+        one, two = slots(domain, [1, 2])
+        old = [tiny(two, f"2026-01-0{n}T00:00:00.000Z", log, n) for n in (1, 2, 3)]
+        new = tiny(one, "2026-01-04T00:00:00.000Z", log, 4)
+        said: list[str] = []
+        keep = [old[0].digest, old[2].digest, new.digest]
+        assert of_slot(domain, 2, log, said, keep=keep).digest == new.digest
+        assert [base.directory.exists() for base in old] == [True, False, True]
+        (found,) = said
+        assert found.startswith("base: a copy")
+        # Another slot that needs one of them has it as well, but not as its newest.
+        base = wanted(domain, 1, log, old[0].digest)
+        assert base
+        assert base.directory.parent == one.directory / "bases" / SPEC.key
+        assert bases._digest(base.root, one.ids, log) == old[0].digest
+        assert of_slot(domain, 1, log, said) == new
+        assert wanted(domain, 1, log, old[0].digest) == base
+        assert wanted(domain, 1, log, old[1].digest) is None
+        assert wanted(domain, 2, log, new.digest) == of_slot(domain, 2, log, said)
+        assert len(said) == 1
+
+    def test_one_of_two_that_are_the_same_is_enough(self, domain: Path, log: int) -> None:
+        one, two = slots(domain, [1, 2])
+        kept = tiny(one, "2026-01-01T00:00:00.000Z", log, 1)
+        assert tiny(two, "2026-01-01T00:00:00.000Z", log, 1).digest == kept.digest
+        tiny(one, "2026-01-02T00:00:00.000Z", log, 2)
+        of_slot(domain, 2, log, [], keep=[kept.digest])
+        older = [bases.older(SPEC, slot.directory / "bases") for slot in (one, two)]
+        assert [[base.digest for base in each] for each in older] == [[kept.digest], []]
+
+    @pytest.mark.parametrize("known", [True, False])
+    def test_those_without_room_go_and_that_is_said(
+        self, domain: Path, log: int, known: bool
+    ) -> None:
+        one, two = slots(domain, [1, 2])
+        old = [tiny(two, f"2026-01-0{n}T00:00:00.000Z", log, n) for n in (1, 2)]
+        new = tiny(one, "2026-01-03T00:00:00.000Z", log, 3)
+        size = sum(tree_size(two.ids, tree) for tree in (old[0].root, old[0].tools.parent))
+        said: list[str] = []
+        keep = [base.digest for base in old] if known else None
+        made = of_slot(domain, 2, log, said, keep=keep, most=size + size // 2)
+        assert made.digest == new.digest
+        assert [base.directory.exists() for base in old] == [False, True]
+        told = [text for text in said if f"({old[0].digest[:16]}) goes, which kept" in text]
+        assert len(told) == known
+        assert all("bases_size" in text for text in told)
 
     def test_one_that_nothing_is_built_in_goes_in_the_end(self, domain: Path, log: int) -> None:
         one, two = slots(domain, [1, 2])

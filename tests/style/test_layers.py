@@ -18,7 +18,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     + ("jsonsafe", "order", "journal", "sockets", "watchdog", "gitcmd", "gitobjects", "gitshared")
     + ("yamlread",),
     "site": ("settings", "configwords", "config", "entries", "spool", "joblog", "pauses")
-    + ("aliases", "jobs", "tally", "maintenance"),
+    + ("keptbases", "aliases", "jobs", "tally", "maintenance"),
     "adapters": (
         "hookcall",
         "notifierclient",

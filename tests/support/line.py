@@ -47,6 +47,8 @@ class CannedEngine:
     lost: bool = False
     hang: bool = False
     extra: int = 0
+    base: str = "0" * 64
+    asked: list[Order] = dataclasses.field(default_factory=list)
     held: list[int] = dataclasses.field(default_factory=list)
 
     def check(self) -> list[str]:
@@ -67,6 +69,7 @@ class CannedEngine:
             return
         with attempt.order.open("rb") as stream:
             order = read_order(stream)
+        self.asked.append(order)
         with tempfile.TemporaryDirectory() as name, attempt.result.open("wb") as out:
             writer = ResultWriter(out)
             report = self._do(order, Path(name), writer)
@@ -78,7 +81,7 @@ class CannedEngine:
                     files=tuple(writer.files),
                     reasons=self.reasons,
                     blame=self.blame,
-                    environment={"base": "0" * 64},
+                    environment={"base": self.base},
                     report=report,
                 )
             )
