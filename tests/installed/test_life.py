@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from invirtibuilder.sandbox.base import BaseSpec
+from tests.support import documents
 from tests.support.debian import build, inotify_simple, needed_by_test, source_tree
+from tests.support.documents import Shell
 from tests.support.roots import Machine, machine, new_root
 
 pytestmark = pytest.mark.root
@@ -60,3 +63,22 @@ def test_a_site(clean: Machine) -> None:
         with (clean.root / "etc" / name).open("a") as file:
             file.write("somebody:165536:65536\n")
     as_autopkgtest(clean, "site")
+
+
+def test_the_guides_commands(clean: Machine) -> None:
+    """What the administrator's guide says of apt-get, after all has been purged once."""
+    (clean.root / "tmp/guide").mkdir()
+    shell = Shell(
+        folder=Path("/tmp/guide"),
+        words={},
+        environment={"DEBIAN_FRONTEND": "noninteractive", "HOME": "/root"},
+        instead=(("apt-get ", "apt-get -q -y --no-install-recommends "),),
+        before=clean.before,
+        root=clean.root,
+        cwd=Path(DEBS),
+    )
+    lines = documents.marked(documents.ADMINISTRATOR, documents.CLEAN_MACHINE)
+    for line in lines:
+        shell.type(line)
+    assert lines[-1].startswith("apt-get purge")
+    assert not (clean.root / "usr/bin/invirtibuilder").exists()

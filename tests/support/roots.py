@@ -60,6 +60,11 @@ class Machine:
     root: Path
     pid: int
 
+    @property
+    def before(self) -> tuple[str, ...]:
+        """The words that run a command there."""
+        return ("nsenter", f"--target={self.pid}", "--mount", "--pid", "--root", "--wd")
+
     def run(
         self,
         *argv: str | Path,
@@ -68,9 +73,8 @@ class Machine:
         timeout: float = PATIENCE,
     ) -> Done:
         """Run a command in it as root."""
-        inside = ("nsenter", f"--target={self.pid}", "--mount", "--pid", "--root", "--wd")
         environment = {"HOME": "/root", "DEBIAN_FRONTEND": "noninteractive", **(env or {})}
-        return run([*inside, *argv], env=environment, check=check, timeout=timeout)
+        return run([*self.before, *argv], env=environment, check=check, timeout=timeout)
 
 
 @contextmanager
