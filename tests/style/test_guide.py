@@ -41,6 +41,22 @@ def test_commands_can_be_run(path: Path) -> None:
     assert not documents.hidden(path), "commands belong into a plain literal block"
 
 
+def test_units_exist() -> None:
+    """Those that the guides name, as debhelper installs them."""
+    text = GUIDE + SUBMITTER
+    named = set(
+        re.findall(r"\b(invirtibuilder[a-z-]*)(?:@[a-zA-Z]+)?\.(service|socket|timer)", text)
+    )
+    assert len(named) > 2
+    for name, kind in named:
+        forms = (
+            f"{name}.{kind}",
+            f"invirtibuilder.{name}.{kind}",
+            f"invirtibuilder@.{name}.{kind}",
+        )
+        assert any((TOP / "debian" / form).exists() for form in forms), f"no unit {name}.{kind}"
+
+
 def test_every_threat_is_there() -> None:
     assert set(threats()) == THREATS
 

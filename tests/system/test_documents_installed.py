@@ -5,6 +5,7 @@ There is no systemd: what the guide asks systemctl for is done by plain commands
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ SYSTEMCTL = """\
 case $* in
   'start invirtibuilder.service') /usr/share/invirtibuilder/without-systemd start ;;
   'enable --now invirtibuilder-remctld.socket')
-    setsid remctld -m -F -S -b 127.0.0.1 -p @REMCTLD@ >/dev/null 2>&1 </dev/null &
+    setsid @EXEC@ -S -b 127.0.0.1 -p @REMCTLD@ >/dev/null 2>&1 </dev/null &
     until grep -q "^ *[0-9]*: 0100007F:$(printf %04X @REMCTLD@) 00000000:0000 0A" /proc/net/tcp
     do kill -0 $! && sleep 0.05; done ;;
   'reload ssh.service')
@@ -64,7 +65,10 @@ def test_guide(system: Installed, realm: kdc.Realm) -> None:
     repo = packages.native(folder / "hello", "hello", "1.0")
     sshd.make_key(home, "alice")
     ports = {"REMCTLD": kdc.free_port(), "SSHD": kdc.free_port()}
-    systemctl = SYSTEMCTL
+    unit = (TOP / "debian/invirtibuilder.invirtibuilder-remctld.service").read_text()
+    start = re.search(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    assert start
+    systemctl = SYSTEMCTL.replace("@EXEC@", start[1])
     for name, port in ports.items():
         systemctl = systemctl.replace(f"@{name}@", str(port))
     options = f"-p {ports['SSHD']} -i {home}/alice -o UserKnownHostsFile={home}/hosts"
