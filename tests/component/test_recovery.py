@@ -305,7 +305,7 @@ def test_idle_clients_neither_stay_nor_keep_the_daemon_from_ending(
     path = line.site.directory / "run" / "test.sock"
     stop = threading.Event()
     server = Answers(path, line.context, frozenset())
-    thread = threading.Thread(target=server.serve, args=(stop,), daemon=True)
+    thread = threading.Thread(target=server.serve, args=(stop, lambda: None), daemon=True)
     thread.start()
     until(path.exists)
     clients = []
