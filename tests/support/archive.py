@@ -35,11 +35,16 @@ def imported(name: str, directory: Path) -> tuple[Repo, Path]:
     """The newest version in the archive as `gbp import-dsc --pristine-tar` makes a repository of
     it below `directory`, and the .dsc it was made from."""
     dsc = fetch_dsc(name, directory / "archive")
+    return import_dsc(name, dsc, directory), dsc
+
+
+def import_dsc(name: str, dsc: Path, directory: Path) -> Repo:
+    """The repository that `gbp import-dsc --pristine-tar` makes of a source package."""
     repo = directory / "repo"
     argv = ["gbp", "import-dsc", "--pristine-tar", "--debian-branch=main", str(dsc), str(repo)]
     run(argv, cwd=directory, env=identity(), timeout=300)
     version = parse_dsc(dsc.read_bytes()).version
-    return Repo(path=repo, commit=git(repo, "rev-parse", "HEAD"), name=name, version=version), dsc
+    return Repo(path=repo, commit=git(repo, "rev-parse", "HEAD"), name=name, version=version)
 
 
 @functools.cache
