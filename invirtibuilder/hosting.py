@@ -31,7 +31,9 @@ def ensure_site(site: Site) -> None:
         path.mkdir(parents=True, exist_ok=True)
     site.socket.parent.mkdir(exist_ok=True)
     # What is not published, or is about to be, is for who pushes or submits it, and nobody else.
-    for path, group in ((site.packages, site.push_group), (site.jobs, site.queue_group)):
+    readers = {site.packages: site.push_group}
+    readers |= dict.fromkeys((site.jobs, site.events), site.queue_group)
+    for path, group in readers.items():
         if group:
             let(path, group_id(group), 0o750)
     Spool(site.queue).create(site.queue_group)

@@ -22,7 +22,7 @@ MODES = {
     "queue/bad": "drwxr-xr-x invirtibuilder:invirtibuilder",
     "jobs": "drwxr-x--- invirtibuilder:ib-submit",
     "packages": "drwxr-x--- invirtibuilder:ib-git",
-    "events": "drwxr-xr-x invirtibuilder:invirtibuilder",
+    "events": "drwxr-x--- invirtibuilder:ib-submit",
     "run": "drwxr-xr-x invirtibuilder:invirtibuilder",
     "superproject.git": "drwxr-xr-x invirtibuilder:invirtibuilder",
     "archive": "drwxr-xr-x invirtibuilder:invirtibuilder",

@@ -161,8 +161,9 @@ def _furnish(made: Installed, base: Base | None, ids: Ids | None) -> None:
         options = ["--system", "--user-group", "--no-create-home", "--home-dir", home]
         made.run("useradd", *options, "--shell", shell, name)
     made.run("usermod", "-aG", "ib-submit,ib-git", "invirtibuilder")
-    for name in ("ib-build", "ib-build-untrusted"):
-        blocks = [ids.first_uid] if ids else [1 << 20, 1 << 21]
+    for number, name in enumerate(("ib-build", "ib-build-untrusted")):
+        own = [(16 + 2 * number) << 16, (17 + 2 * number) << 16]
+        blocks = [ids.first_uid] if ids else own
         for first in blocks:
             block = f"{first}-{first + 65535}"
             made.run("usermod", "--add-subuids", block, "--add-subgids", block, name)
