@@ -35,7 +35,7 @@ APART = {README: (FIRST,), ADMINISTRATOR: (CLONE, *INSTALLED)}
 """Sections that have a test of their own, at a place of their own."""
 PROGRAMS = {
     *("cd", "export", "git", "invirtibuilder", "kadmin.local", "kinit", "python3", "remctl"),
-    *("ssh", "sshd", "sudo", "systemctl", "install", "echo", "cat", "apt-get", "rm"),
+    *("ssh", "sshd", "sudo", "systemctl", "install", "echo", "cat", "apt-get", "rm", "journalctl"),
     *("conf/quickstart", "tests/run", "/usr/share/invirtibuilder/without-systemd"),
     "/etc/invirtibuilder/build-keys",
 }
@@ -45,8 +45,12 @@ CAPITALS = {"HEAD", "EXAMPLE", "END"}
 HERE = re.compile(r"<<(\w+)\n.*?^\1$", re.MULTILINE | re.DOTALL)
 """A document within a command."""
 JOINED = "\0"
-WORDS = frozenset(("DIR", "HOST", "JOB", "WHEN", "FILE", "KEYTAB", "REPOSITORY", "PYTEST-ARGS"))
+WORDS = frozenset(
+    ("DIR", "HOST", "JOB", "WHEN", "FILE", "KEYTAB", "REPOSITORY", "PYTEST-ARGS")
+    + ("BACKUPS", "TIME")
+)
 """Placeholders; a test says what each stands for."""
+SHELL = {"bash", "console", "sh", "shell"}
 ARROW = "─►"
 """Of pictures."""
 LONG = 600.0
@@ -117,10 +121,16 @@ def kadmin(realm: Realm, query: str) -> None:
 
 
 def hidden(path: Path) -> list[str]:
-    """Lines that look like commands, but are shown as something else."""
-    code = (node.astext() for node in _literal(path) if "code" in node["classes"])
-    lines = (line.strip() for text in code for line in text.splitlines() if ARROW not in line)
-    return [line for line in lines if line.partition(" ")[0] in PROGRAMS]
+    """Lines that are commands, or look like them, but are shown as something else."""
+    code = [node for node in _literal(path) if "code" in node["classes"]]
+    shell = {line for node in code if SHELL & set(node["classes"]) for line in lines_of(node)}
+    lines = (line for node in code for line in lines_of(node) if ARROW not in line)
+    return [line for line in lines if line in shell or line.partition(" ")[0] in PROGRAMS]
+
+
+def lines_of(node: nodes.literal_block) -> list[str]:
+    """The lines of a literal block."""
+    return [line.strip() for line in node.astext().splitlines()]
 
 
 def _literal(path: Path) -> list[nodes.literal_block]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -87,12 +88,21 @@ class Site:
     def stop(self) -> None:
         self._daemon.close()
 
+    def lose(self) -> None:
+        """What a new machine has: the configuration and the keys."""
+        site = self.place.site
+        for path in (site.jobs, site.archive, site.queue, site.events, site.packages, site.origs):
+            shutil.rmtree(path)
+        shutil.rmtree(site.superproject)
+
     def type(self, shell: Shell, lines: Sequence[str]) -> None:
         """Commands, each when the jobs of earlier ones are over."""
         for line in lines:
-            alone = any(word in line for word in (" daemon", "rebuild-state"))
+            alone = any(word in line for word in (" daemon", "rebuild-state", " restore "))
             if alone:
                 self.stop()
+            if " restore " in line:
+                self.lose()
             shell.type(line)
             for job in Jobs(self.place.site.jobs).names():
                 self.place.ended(job)
@@ -118,6 +128,8 @@ class Site:
             "JOB": self.job,
             "WHEN": self.when,
             "FILE": self.expectations,
+            "BACKUPS": lambda: str(self.folder / "backups"),
+            "TIME": lambda: max(path.name for path in (self.folder / "backups").iterdir()),
             "KEYTAB": lambda: str(self.folder / "new.keytab"),
         }
 
@@ -206,6 +218,7 @@ def test_submitter(at: tuple[Site, Shell]) -> None:
 
 def test_administrator(at: tuple[Site, Shell]) -> None:
     site, shell = at
+    shell.cwd = site.home
     site.type(shell, shown(ADMINISTRATOR, elsewhere(ADMINISTRATOR)))
     assert not fsck_finds(site)
 
@@ -252,9 +265,10 @@ def test_nothing_is_left_out_in_silence() -> None:
 
 
 def test_a_command_in_disguise_is_found(tmp_path: Path) -> None:
-    text = ".. code:: sh\n\n    git push x\n\n.. not run: too slow\n\n::\n\n    git pull\n"
+    code = ".. code:: text\n\n    git push x\n\n.. code:: sh\n\n    frob\n\n"
+    text = f"{code}.. not run: too slow\n\n::\n\n    git pull\n"
     (tmp_path / "it.rst").write_text("It\n==\n\n" + text)
-    assert documents.hidden(tmp_path / "it.rst") == ["git push x"]
+    assert documents.hidden(tmp_path / "it.rst") == ["git push x", "frob"]
     (block,) = documents.blocks(tmp_path / "it.rst")
     assert (block.section, block.lines, block.mark) == ("It", ("git pull",), "too slow")
 
