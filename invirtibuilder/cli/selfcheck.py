@@ -12,6 +12,7 @@ from pathlib import Path
 
 from invirtibuilder import confine
 from invirtibuilder.cli.command import Command, config_file, own_site, show
+from invirtibuilder.cli.installation import installation
 from invirtibuilder.errors import Exit, Fault
 from invirtibuilder.run import CLEAN
 from invirtibuilder.sandbox import kernel, kvm
@@ -61,6 +62,8 @@ def _of_site(site: Site) -> Iterator[Finding]:
     yield from _signing(site)
     yield from _mirrors(site)
     yield _daemon(site)
+    if site.directory.is_dir():
+        yield from installation(site)
     if site.notifier:
         yield _notifier(site.notifier)
     for pocket in site.pockets.values():
