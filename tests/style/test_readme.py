@@ -101,3 +101,13 @@ def test_files_exist(text: str) -> None:
 def test_pages_exist(text: str) -> None:
     for name, number in re.findall(r"``(invirtibuilder[a-z.-]*)\(([1-8])\)``", text):
         assert (TOP / f"debian/man/{name}.{number}").exists(), name
+
+
+def test_what_hacking_names_is_there() -> None:
+    """A name that is said to be in a file, or of one."""
+    pairs = re.findall(r"``([A-Za-z_.]+)``\s+(?:in|of)\s+``([a-z_/]+\.py)``", HACKING)
+    assert len(pairs) > 5
+    for name, file in pairs:
+        path = next(p for p in (TOP / file, TOP / "invirtibuilder" / file) if p.exists())
+        found = re.search(rf"\b{name.split('.')[-1]}\b", path.read_text())
+        assert found, f"HACKING.rst: {file} has no {name}"
