@@ -70,38 +70,35 @@ def become_owner(path: Path, *, who_writes: bool = True) -> None:
     if owner == os.geteuid():
         return
     if os.geteuid() == 0:
-        _start_anew(owner)
+        _start_anew(path, owner)
     elif who_writes and not os.access(path, os.W_OK, effective_ids=True):
         raise NotYours(path, owner)
 
 
 def denied(path: Path) -> Denied:
     """The fault of one who may not read or write this path: it says who may."""
-    place = path
-    while place != place.parent:
-        try:
+    message = f"{path}: permission denied to {named(os.geteuid())}"
+    for place in (path, *path.parents):
+        with suppress(OSError):
             status = place.stat()
             break
-        except OSError:
-            place = place.parent
     else:
-        return Denied(f"{path}: permission denied", hint="run this as root")
-    hint = f"run this as {named(status.st_uid)}"
+        return Denied(message, hint="root may")
+    who = [named(status.st_uid)] if status.st_uid else []
     if status.st_gid and status.st_mode & 0o050:
         with suppress(KeyError):
-            hint += f", as a member of the group {grp.getgrgid(status.st_gid).gr_name}"
-    return Denied(
-        f"{path}: permission denied", hint=hint + (", or as root" if status.st_uid else "")
-    )
+            who.append(f"members of the group {grp.getgrgid(status.st_gid).gr_name}")
+    return Denied(message, hint=" and ".join([*who, "root"]) + " may")
 
 
-def _start_anew(uid: int) -> None:
+def _start_anew(path: Path, uid: int) -> None:
     """This program from its beginning as another account; does not return."""
     try:
         account = pwd.getpwuid(uid)
     except KeyError as error:
         raise Denied(f"what is here belongs to {uid}, which is no account") from error
     sys.stdout.flush()
+    print(f"as {account.pw_name}, whose {path} is", file=sys.stderr, flush=True)
     # An exec afterwards, since a process that has only changed its uid is not its new account's
     # to look into, and newuidmap has to.
     os.initgroups(account.pw_name, account.pw_gid)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from invirtibuilder.cli.command import Command, config_file
+from invirtibuilder.accounts import become_owner
+from invirtibuilder.cli.command import Command, config_file, load_site
 from invirtibuilder.cli.daemon import log
 from invirtibuilder.signerservice import SignerService
 
@@ -24,5 +25,7 @@ class RunSigner(Command):
         )
 
     def run(self, args: argparse.Namespace) -> int:
+        # Root's own files beside the keys would be in the signer's way.
+        become_owner(load_site(args).signing.home)
         SignerService(config_file(args), log).run(args.listen)
         return 0
