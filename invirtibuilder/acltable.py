@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from invirtibuilder import acl, files, hosting, model
+from invirtibuilder import acl, config, files, hosting, model
 from invirtibuilder.errors import Fault
 from invirtibuilder.settings import AclEntry, Pocket, Site
 from invirtibuilder.stages.context import archive
@@ -135,6 +135,39 @@ def write(
         files.write_json(table_file(site), made.door)
         files.write_atomic(submitters_file(site), made.submitters)
     return made
+
+
+class Configured:
+    """A site as its configuration says now, for the doors: what `acl compile` has written for them
+    is not undone by a daemon, which otherwise goes by what it said when it started."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._text = self._told = _text(site)
+
+    def now(self, log: Callable[[str], None]) -> Site:
+        """Says once what has changed; what cannot be read has not."""
+        text, newest, what = _text(self._site), self._site, CHANGED
+        if text == self._text:
+            return newest
+        try:
+            newest = config.load(self._site.file)
+        except Fault as fault:
+            what = f"it cannot be used: {fault}"
+        if text != self._told:
+            log(f"{self._site.file} has changed: {what}")
+            self._told = text
+        return newest
+
+
+CHANGED = "the doors follow its lists; restart the daemon, which goes by the older ones"
+
+
+def _text(site: Site) -> bytes:
+    try:
+        return site.file.read_bytes()
+    except OSError as error:
+        return str(error).encode()
 
 
 class _Compiler:

@@ -128,11 +128,16 @@ def _check_act(context: Context, principal: str, question: dict[str, Any]) -> di
     entry = entries.new(
         str(question["action"]), list(question.get("args", ())), principal=principal, via="question"
     )
-    first, second, *packages = entry["args"]
+    (first, second, *packages), options = entries.split(entry["action"], entry["args"])
     paused = _paused(context, entries.pocket(entry["action"], entry["args"]))
     if entry["action"] == "promote":
         promotion = assess_promotion(
-            context, principal=principal, origin=first, target=second, packages=packages
+            context,
+            principal=principal,
+            origin=first,
+            target=second,
+            packages=packages,
+            despite=entries.DESPITE in options,
         )
         return {**promotion, **paused}
     if entry["action"] == "rollback":

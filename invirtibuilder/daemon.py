@@ -104,6 +104,7 @@ class Daemon:
         self._spool = Spool(site.queue)
         self._watchdog = Watchdog(log=log)
         self._troubles: list[str] = []
+        self._configured = acltable.Configured(site)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     @cached_property
@@ -428,7 +429,8 @@ class Daemon:
         try:
             stopping = self._stop.is_set
             # The daemon's start does not wait for programs that somebody else is asking.
-            made = acltable.write(self.site, now, ask=ask, wait=ask, stopping=stopping)
+            site = self._configured.now(self.log)
+            made = acltable.write(site, now, ask=ask, wait=ask, stopping=stopping)
         except (OSError, Fault, files.Busy) as error:
             self.log(f"the doors' table of ACLs waits: {error}", priority=WARNING)
             return min(ILL, self.site.acl_refresh)

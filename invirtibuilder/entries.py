@@ -50,7 +50,12 @@ NAMES = {
     "fsck": (0, model.pocket_name),
 }
 # Action -> what may stand anywhere among its arguments; no other argument begins so.
-OPTIONS = {"fsck": ("--level=c", "--full", "--repair"), "gc": ("--dry-run",)}
+DESPITE = "--despite-dependencies"
+OPTIONS = {
+    "promote": (DESPITE,),
+    "fsck": ("--level=c", "--full", "--repair"),
+    "gc": ("--dry-run",),
+}
 OF_THE_SITE = frozenset({"fsck", "gc", "rebuild-state"})
 """Acts that belong to no pocket; for who administers the site."""
 MAX_NAMES = 1000

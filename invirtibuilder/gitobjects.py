@@ -7,7 +7,7 @@ import importlib
 import os
 import secrets
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,10 +100,24 @@ def store(repo: Any, kind: str, data: bytes) -> str:
     return str(repo.odb.write(kind, data))
 
 
-def store_tree(repo: Any, blobs: Mapping[str, tuple[bytes, str]]) -> str:
-    """Write the trees of these files (path to mode and id), synced; the id of the whole."""
-    entries: dict[str, tuple[bytes, str]] = {}
-    below: dict[str, dict[str, tuple[bytes, str]]] = {}
+TREE = 0o040000
+"""The mode of a directory."""
+Entries = dict[str, tuple[bytes, int]]
+"""What a tree has: by name, the id as it is stored, and the mode."""
+
+
+def store_entries(repo: Any, entries: Entries) -> bytes:
+    """Write one tree, synced; its id as it is stored."""
+    # git sorts a directory as if its name ended in a slash.
+    order = sorted(entries.items(), key=lambda item: item[0].encode() + b"/" * (item[1][1] == TREE))
+    data = b"".join(b"%o %s\0" % (mode, name.encode()) + sha for name, (sha, mode) in order)
+    return bytes.fromhex(store(repo, "tree", data))
+
+
+def store_tree(repo: Any, blobs: Entries) -> bytes:
+    """Write the trees of these files, by path, synced; the id of the whole."""
+    entries: Entries = {}
+    below: dict[str, Entries] = {}
     for path, entry in blobs.items():
         name, slash, rest = path.partition("/")
         if slash:
@@ -111,14 +125,8 @@ def store_tree(repo: Any, blobs: Mapping[str, tuple[bytes, str]]) -> str:
         else:
             entries[name] = entry
     for name, inner in below.items():
-        entries[name] = (b"40000", store_tree(repo, inner))
-    # git sorts a directory as if its name ended in a slash.
-    order = sorted(entries, key=lambda name: name.encode() + b"/" * (name in below))
-    data = b"".join(
-        b"%s %s\0" % (entries[name][0], name.encode()) + bytes.fromhex(entries[name][1])
-        for name in order
-    )
-    return store(repo, "tree", data)
+        entries[name] = (store_tree(repo, inner), TREE)
+    return store_entries(repo, entries)
 
 
 def seconds(date: datetime) -> int:

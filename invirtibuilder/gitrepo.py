@@ -262,12 +262,12 @@ class Repository:
         with gitobjects.opened(self.path) as repo:
             blobs = {
                 path: (
-                    b"100755" if path in executable else b"100644",
-                    gitobjects.store(repo, "blob", data),
+                    bytes.fromhex(gitobjects.store(repo, "blob", data)),
+                    0o100755 if path in executable else 0o100644,
                 )
                 for path, data in content.items()
             }
-            head = [f"tree {gitobjects.store_tree(repo, blobs)}"]
+            head = [f"tree {gitobjects.store_tree(repo, blobs).hex()}"]
             head += [f"parent {model.commit_id(parent)}"] if parent else []
             text = "\n".join([*head, f"author {who}", f"committer {who}", "", message])
             return gitobjects.store(repo, "commit", text.encode())

@@ -174,13 +174,25 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+STAMP = "%Y%m%dT%H%M%SZ"
+
+
 def stamp(time: datetime) -> str:
     """YYYYMMDDTHHMMSSZ in UTC, as in a backtracking pocket's versions.
 
     >>> stamp(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
     '20260102T030405Z'
     """
-    return time.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return time.astimezone(UTC).strftime(STAMP)
+
+
+def stamped(text: str) -> datetime:
+    """The time of a stamp. Raises ValueError.
+
+    >>> str(stamped("20260102T030405Z"))
+    '2026-01-02 03:04:05+00:00'
+    """
+    return datetime.strptime(text, STAMP).replace(tzinfo=UTC)
 
 
 def utcnow() -> datetime:

@@ -12,14 +12,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from invirtibuilder import acts, files, model, pauses
+from invirtibuilder import acts, entries, files, model, pauses
 from invirtibuilder.engine import Attempt
 from invirtibuilder.errors import Fault
-from invirtibuilder.jobs import Job, Status
+from invirtibuilder.jobs import Job, Jobs, Status
 from invirtibuilder.journal import ERROR, WARNING, Log
 from invirtibuilder.pipeline import advance
 from invirtibuilder.schedule import Pending, Turn, in_order
@@ -39,6 +40,8 @@ GRACE = 2.0
 """Seconds that a free builder waits, at most, for a job with a better place that is just being
 admitted."""
 LOOK = 0.2
+REMEMBERED = 500
+"""Jobs, at most, of which the next daemon finds out who was served lately."""
 
 
 class NoPlace(Wait):
@@ -63,8 +66,10 @@ class _Held:
     @property
     def chains(self) -> set[tuple[str, str]]:
         """Of what it has to be the first, to run: packages of a pocket, or its base."""
-        action, args = self.job.request.action, self.job.request.args
-        names = {"submit": args[1:2], "promote": args[2:], "rollback": args[2:]}.get(action, ("",))
+        action = self.job.request.action
+        words, _ = entries.split(action, self.job.request.args)
+        of = {"submit": words[1:2], "promote": words[2:], "rollback": words[2:]}
+        names = of.get(action, [""])
         return {(self.job.pocket, name) for name in names}
 
 
@@ -84,6 +89,19 @@ def fields(job: Job) -> dict[str, str]:
         "package": job.package,
         "principal": job.request.principal,
     }
+
+
+def _served(jobs: Jobs) -> dict[tuple[str, str], datetime]:
+    """When each principal last had a builder in a pocket, by the orders of the latest jobs."""
+    found: dict[tuple[str, str], datetime] = {}
+    for name in jobs.names()[-REMEMBERED:]:
+        with suppress(OSError, Fault, LookupError, TypeError, ValueError):
+            job = Job(jobs.directory / name)
+            who = (job.request.principal, job.pocket)
+            for order in (job.directory / "attempts").glob("*/order.tar"):
+                time = datetime.fromtimestamp(order.stat().st_mtime, UTC)
+                found[who] = max(time, found.get(who, time))
+    return found
 
 
 class Runner:
@@ -120,6 +138,7 @@ class Runner:
             pocket = self.site.pockets.get(job.pocket)
             if pocket and any(a.started and a.running for a in attempts):
                 held.has = pocket.domain
+        self._served = _served(self._context.jobs)
 
     def tell(self, job: Job) -> None:
         """Learn of a job, or that something about it is new: somebody wants it to stop, say."""

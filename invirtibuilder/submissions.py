@@ -6,12 +6,13 @@ that finds the job, or the alias, that was made of it.
 
 from __future__ import annotations
 
-from invirtibuilder import acl, model, quotas
+from invirtibuilder import model, quotas
 from invirtibuilder.aliases import Alias
 from invirtibuilder.errors import Fault, Refused
 from invirtibuilder.gitrepo import Repository
 from invirtibuilder.jobs import Job
 from invirtibuilder.spool import Request
+from invirtibuilder.stages.assess import not_permitted
 from invirtibuilder.stages.context import Context
 
 
@@ -25,7 +26,8 @@ def take_up(context: Context, request: Request) -> Job | None:
     same = None
     if commit and not (jobs.directory / request.id).exists():
         same = jobs.identical(pocket, package, commit)
-    if same and not _permitted(context, request):
+    rules = context.site.pockets.get(pocket)
+    if same and (rules is None or not_permitted(rules, request.principal, "submit")):
         same = None  # a job of its own, which admission refuses
     queued = same is None
     excess = quotas.excess(context, request.principal, pocket, but=request.id, queued=queued)
@@ -54,11 +56,3 @@ def _commit(context: Context, package: str, committish: str) -> str:
         return Repository(path).resolve(committish) if path.is_dir() else ""
     except Fault:
         return ""
-
-
-def _permitted(context: Context, request: Request) -> bool:
-    pocket = context.site.pockets.get(request.args[0])
-    if pocket is None:
-        return False
-    entries = pocket.acl["submit"]
-    return acl.allowed(request.principal, entries, pocket=pocket.name, action="submit")[0]

@@ -17,11 +17,10 @@ from typing import Any, Self
 from invirtibuilder import files, gitcmd, gitobjects, model
 from invirtibuilder.errors import Exit, Fault, Malformed
 from invirtibuilder.gitcmd import git
-from invirtibuilder.gitobjects import decode, encode
+from invirtibuilder.gitobjects import TREE, Entries, decode, encode, store_entries
 
 GITLINK = 0o160000
 BLOB = 0o100644
-TREE = 0o040000
 
 _TRAILER = re.compile(r"([A-Z][A-Za-z0-9-]*): (.*)")
 
@@ -166,10 +165,10 @@ class Superproject:
                 modules = _store(repo, "blob", text.encode())
             tree = {
                 ".gitmodules": (modules, BLOB),
-                "packages": (_store_tree(repo, packages), TREE),
-                "records": (_store_tree(repo, records), TREE),
+                "packages": (store_entries(repo, packages), TREE),
+                "records": (store_entries(repo, records), TREE),
             }
-            head = [f"tree {_store_tree(repo, tree).hex()}"]
+            head = [f"tree {store_entries(repo, tree).hex()}"]
             head += [f"parent {parent}"] if parent else []
             head += [f"author {who}", f"committer {who}"]
             text = "\n".join([*head, "", _message(subject, trailers)])
@@ -278,9 +277,6 @@ def _trailers(message: str) -> dict[str, str]:
     return {m.group(1): decode(m.group(2)) for m in found if m}
 
 
-Entries = dict[str, tuple[bytes, int]]
-
-
 def _tip(repo: Any, branch: str) -> str | None:
     name = gitcmd.ref_name(f"refs/heads/{branch}")
     reference = gitobjects.git.Reference(repo, name)
@@ -324,13 +320,6 @@ def _json(repo: Any, sha: bytes) -> dict[str, Any]:
 
 def _store(repo: Any, kind: str, data: bytes) -> bytes:
     return bytes.fromhex(gitobjects.store(repo, kind, data))
-
-
-def _store_tree(repo: Any, entries: Entries) -> bytes:
-    # git sorts a directory as if its name ended in a slash.
-    order = sorted(entries.items(), key=lambda item: item[0].encode() + b"/" * (item[1][1] == TREE))
-    data = b"".join(b"%o %s\0" % (mode, name.encode()) + sha for name, (sha, mode) in order)
-    return _store(repo, "tree", data)
 
 
 def _module(name: str) -> str:

@@ -32,6 +32,23 @@ def read_packages(path: Path) -> list[BinaryPackage]:
         return [_binary(p) for p in Packages.iter_paragraphs(file, use_apt_pkg=False)]
 
 
+def sources_of(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """Of these binary packages, as far as an uncompressed Packages file has them, the sources.
+
+    Only their stanzas are parsed: an index may have many.
+    """
+    text = b"\n" + path.read_bytes()
+    found = {}
+    for name in names:
+        at = text.find(b"\nPackage: %s\n" % name.encode())
+        if at >= 0:
+            begin, end = text.rfind(b"\n\n", 0, at + 1) + 1, text.find(b"\n\n", at)
+            stanza = text[begin : end if end >= 0 else None].strip()
+            for paragraph in Packages.iter_paragraphs(stanza, use_apt_pkg=False):
+                found[name] = str(paragraph.get("Source", name)).partition(" ")[0]
+    return found
+
+
 def _binary(paragraph: Packages) -> BinaryPackage:
     relations: Any = paragraph.relations
     needs = [*relations["pre-depends"], *relations["depends"]]

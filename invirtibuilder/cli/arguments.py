@@ -10,6 +10,17 @@ def add_promotion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("origin", metavar="FROM")
     parser.add_argument("target", metavar="TO")
     parser.add_argument("packages", metavar="PACKAGE", nargs="+")
+    parser.add_argument(
+        "--despite-dependencies",
+        action="store_true",
+        help="also when a dependency would no longer be met; it is recorded",
+    )
+
+
+def promotion_words(args: argparse.Namespace) -> list[str]:
+    """What `add_promotion` took, as a request has it."""
+    despite = ["--despite-dependencies"] if args.despite_dependencies else []
+    return [args.origin, args.target, *args.packages, *despite]
 
 
 def add_rollback(parser: argparse.ArgumentParser) -> None:

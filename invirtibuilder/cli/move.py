@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from invirtibuilder.cli.arguments import add_promotion, add_rollback
+from invirtibuilder.cli.arguments import add_promotion, add_rollback, promotion_words
 from invirtibuilder.cli.command import Command, load_site, me, say, show
 from invirtibuilder.cli.follow import follow
 from invirtibuilder.door import submit as door
@@ -23,7 +23,7 @@ class Promote(Command):
         parser.add_argument("--wait", action="store_true", help=WAIT)
 
     def run(self, args: argparse.Namespace) -> int:
-        return _queue(args, "promote", [args.origin, args.target, *args.packages])
+        return _queue(args, "promote", promotion_words(args))
 
 
 class Rollback(Command):

@@ -19,6 +19,7 @@ from invirtibuilder.cli.arguments import (
     add_promotion,
     add_rollback,
     fsck_options,
+    promotion_words,
 )
 from invirtibuilder.cli.subcommand import Command, say
 from invirtibuilder.errors import Exit, MachineFault, Malformed, Reason, Refused, Unavailable
@@ -91,7 +92,7 @@ class Remote(Command):
         if args.verb in ("submit", "check"):
             words = [args.pocket, args.package, resolved(args.commit, check=not args.no_check)]
         elif args.verb == "promote":
-            words = [args.origin, args.target, *args.packages]
+            words = promotion_words(args)
         elif args.verb == "rollback":
             words = [args.pocket, args.when, *args.package]
         elif args.verb == "pause" and args.reason:

@@ -279,10 +279,12 @@ VERBS = {
     ),
     "promote": Verb(
         _promote,
-        "FROM TO PACKAGE...",
+        "[--despite-dependencies] FROM TO PACKAGE...",
         "bring packages from one pocket to another; prints the job's id",
         "All of them in one publication, or none: the very files, or built again where those\n"
-        f"cannot be used. Needs the right `promote` in TO.\n{KEEP}",
+        "cannot be used. Needs the right `promote` in TO.\n"
+        "With --despite-dependencies also when one would no longer be met; that is recorded.\n"
+        f"{KEEP}",
     ),
     "rollback": Verb(
         _rollback,

@@ -16,7 +16,6 @@ from invirtibuilder.spool import local_principal
 from invirtibuilder.superproject import Superproject
 
 MAX_CHANGELOG = 16 << 20
-STAMP = "%Y%m%dT%H%M%SZ"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +153,7 @@ class _Examiner:
             format=format_,
             native=native,
             pinned=pinned,
-            stamp=stamp.strftime(STAMP),
+            stamp=model.stamp(stamp),
             **tarballs,
         )
 
@@ -235,8 +234,7 @@ class _Examiner:
         """Now, or a second after the last one of this package: versions rise strictly."""
         now = self.now.astimezone(UTC).replace(microsecond=0)
         if last := record.get("stamp"):
-            before = datetime.strptime(str(last), STAMP).replace(tzinfo=UTC)
-            return max(now, before + timedelta(seconds=1))
+            return max(now, model.stamped(str(last)) + timedelta(seconds=1))
         return now
 
     def _suffixed(

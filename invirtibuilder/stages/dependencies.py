@@ -10,7 +10,13 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from invirtibuilder import debsource
-from invirtibuilder.apt.packages import Alternative, BinaryPackage, known_versions, read_packages
+from invirtibuilder.apt.packages import (
+    Alternative,
+    BinaryPackage,
+    known_versions,
+    read_packages,
+    sources_of,
+)
 from invirtibuilder.errors import Reason
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Context
@@ -92,17 +98,29 @@ def left_behind(
     ]
 
 
+def owners(context: Context, pocket: Pocket, names: Collection[str]) -> dict[str, str]:
+    """Which sources of the pocket have binary packages of these names, as clients see it."""
+    found: dict[str, str] = {}
+    for path in _indices(context, pocket):
+        found |= sources_of(path, names)
+    return found
+
+
 def _binaries(context: Context, pocket: Pocket) -> list[BinaryPackage]:
+    found: dict[tuple[str, str], BinaryPackage] = {}
+    for path in _indices(context, pocket):
+        found |= {(p.name, p.version): p for p in read_packages(path)}
+    return list(found.values())
+
+
+def _indices(context: Context, pocket: Pocket) -> list[Path]:
     publications = context.archive(pocket).publications
     current = publications.current()
     if current is None:
         return []
     dists = publications.path(current) / "dists" / pocket.codename
-    found: dict[tuple[str, str], BinaryPackage] = {}
-    for architecture in pocket.architectures:
-        for path in sorted(Path(dists).glob(f"*/binary-{architecture}/Packages")):
-            found |= {(p.name, p.version): p for p in read_packages(path)}
-    return list(found.values())
+    found = (dists.glob(f"*/binary-{name}/Packages") for name in pocket.architectures)
+    return sorted(path for paths in found for path in paths)
 
 
 def _mirror(needs: Sequence[Need], pocket: Pocket) -> _World:

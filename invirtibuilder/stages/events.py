@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from invirtibuilder import model
+from invirtibuilder import entries, model
 from invirtibuilder.errors import Reason
 from invirtibuilder.jobs import Job, bounded
 from invirtibuilder.stages.context import Context
@@ -54,7 +54,8 @@ def _packages(job: Job, admitted: dict[str, Any]) -> list[str]:
     """The package; of a promotion or rollback, all of them."""
     if job.request.action == "submit":
         return [job.package]
-    return [p["package"] for p in admitted.get("packages", ())] or [*job.request.args[2:]]
+    words, _ = entries.split(job.request.action, job.request.args)
+    return [p["package"] for p in admitted.get("packages", ())] or words[2:]
 
 
 def log_tail(job: Job) -> str:

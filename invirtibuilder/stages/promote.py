@@ -15,19 +15,28 @@ from invirtibuilder.stages import transaction, uploads
 from invirtibuilder.stages.assess import examined, not_permitted
 from invirtibuilder.stages.changes import Change
 from invirtibuilder.stages.context import Context, Wait
-from invirtibuilder.stages.dependencies import left_behind
+from invirtibuilder.stages.dependencies import left_behind, owners
 from invirtibuilder.states import State
 
 LOOK_AGAIN = timedelta(minutes=2)
 """A part that has ended says so; this is only in case that it could not."""
+MAX_DESPITE = 2000
+"""Characters of a trailer."""
 
 
 def assess_promotion(
-    context: Context, *, principal: str, origin: str, target: str, packages: Sequence[str]
+    context: Context,
+    *,
+    principal: str,
+    origin: str,
+    target: str,
+    packages: Sequence[str],
+    despite: bool = False,
 ) -> dict[str, Any]:
     """How each package would get from one pocket to the other, nothing changed.
 
-    Raises Refused with every reason.
+    Raises Refused with every reason; a dependency that would no longer be met is none `despite`
+    that.
     """
     pockets = context.site.pockets
     reasons = [
@@ -54,10 +63,16 @@ def assess_promotion(
         except Refused as refused:
             reasons += refused.reasons
     reasons += _clashes(context, pockets[origin], pockets[target], names)
-    reasons += left_behind(context, pockets[origin], pockets[target], names)
+    broken = left_behind(context, pockets[origin], pockets[target], names)
+    if broken and not despite:
+        reasons += [
+            Reason(code=r.code, message=r.message, hint=f"{r.hint}; or {entries.DESPITE}")
+            for r in broken
+        ]
     if reasons:
         raise Refused(reasons)
-    return {"commit": "", "version": "", "packages": found}
+    overridden = [reason.message for reason in broken]
+    return {"commit": "", "version": "", "packages": found, "despite": overridden}
 
 
 def _assessed(context: Context, origin: Pocket, target: Pocket, package: str) -> dict[str, Any]:
@@ -115,34 +130,36 @@ def _clashes(
     """Binary packages that another source of the target has, and keeps."""
     if target.allow_takeover:
         return []
-    owners = {
-        binary: name
-        for name, record in context.superproject.records(target.branch).items()
-        if name not in packages
-        for binary in record["binaries"]
-    }
     coming = {
         binary: name
         for name in packages
         for binary in (context.superproject.record(origin.branch, name) or {}).get("binaries", ())
     }
+    theirs = owners(context, target, coming)
     return [
         Reason(
             code="binary-owned",
-            message=f"{name}: {target.name} has the binary package {binary} of {owners[binary]}",
+            message=f"{name}: {target.name} has the binary package {binary} of {theirs[binary]}",
             hint="another name, or allow_takeover in the pocket's configuration",
         )
         for binary, name in coming.items()
-        if binary in owners
+        if theirs.get(binary, name) not in packages
     ]
 
 
 def admit_promotion(context: Context, job: Job) -> dict[str, Any]:
     """Assess anew at take-up, and name the jobs that will rebuild what cannot move."""
-    origin, target, *packages = job.request.args
+    (origin, target, *packages), options = entries.split("promote", job.request.args)
     plan = assess_promotion(
-        context, principal=job.request.principal, origin=origin, target=target, packages=packages
+        context,
+        principal=job.request.principal,
+        origin=origin,
+        target=target,
+        packages=packages,
+        despite=entries.DESPITE in options,
     )
+    for message in plan["despite"]:
+        job.remark(f"in spite of it: {message}")
     for found in plan["packages"]:
         job.remark(f"{found['package']}: {found['how']}")
         found["job"] = entries.new_id(context.clock()) if found["rebuild"] else job.id
@@ -234,6 +251,9 @@ def _change(
         message = f"{package} in {pocket.name} was published anew in the meantime"
         raise Refused([Reason(code="overtaken", message=message, hint="promote again")])
     trailers = {"Promotion": job.id, "Promoted-From": origin.name}
+    # What the pocket does not have any more, or lacks, is recorded with what made it so.
+    if despite := job.need("admit").get("despite"):
+        trailers["Despite-Dependencies"] = "; ".join(despite)[:MAX_DESPITE]
     if found["rebuild"]:
         part = Job(context.site.jobs / found["job"], context.clock)
         record = {**uploads.made_record(part, pocket), "promoted_from": origin.name}

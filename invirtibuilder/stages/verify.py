@@ -11,6 +11,7 @@ from invirtibuilder.errors import Fault, PackageFault, Reason
 from invirtibuilder.jobs import Job, bounded
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Context
+from invirtibuilder.stages.dependencies import owners
 
 MAX_TEXT = 4 << 20
 
@@ -100,22 +101,17 @@ def _check_binary(
 
 def _clashes(context: Context, job: Job, pocket: Pocket, built: dict[str, Any]) -> list[Reason]:
     """Binary packages that another source of the pocket has."""
-    owners = {
-        binary: record["package"]
-        for record in context.superproject.records(pocket.branch).values()
-        for binary in record.get("binaries", {})
-        if record["package"] != job.package
-    }
     if pocket.allow_takeover:
         return []
+    names = sorted({str(control.get("Package")) for control in built["debs"].values()})
     return [
         _reason(
             "binary-owned",
-            f"the binary package {control['Package']} belongs to {owners[control['Package']]}",
+            f"the binary package {name} belongs to {owner}",
             "another name, or allow_takeover in the pocket's configuration",
         )
-        for control in built["debs"].values()
-        if control.get("Package") in owners
+        for name, owner in owners(context, pocket, names).items()
+        if owner != job.package
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import stat
 import threading
@@ -291,6 +292,31 @@ def test_the_daemon_keeps_the_table(own: Place) -> None:
         assert door(own) == [ALICE, BOB]
         daemon.terminate()
         assert daemon.wait(10) == 0  # and does not wait for it
+
+
+def _newer(file: Path, before: int) -> bool:
+    return file.stat().st_mtime_ns > before
+
+
+def test_a_configuration_that_has_changed_is_not_undone(own: Place) -> None:
+    """What `acl compile` has written for the doors stays, and the daemon says what it goes by."""
+    own.edit("name: test\n", "name: test\n  acl_refresh: 0.2s\n")
+    acl(own, f"submit: [{ALICE}]")
+    with own.daemon():
+        until(lambda: door(own) == [ALICE])
+        own.edit(f"submit: [{ALICE}]", f"submit: [{ALICE}, {BOB}]")
+        assert own.cli("acl", "compile").code == 0
+        assert door(own) == [ALICE, BOB]
+        table = own.directory / "run/door.json"
+        for _ in range(3):
+            before = table.stat().st_mtime_ns
+            until(functools.partial(_newer, table, before))
+            assert door(own) == [ALICE, BOB]
+        # One that cannot be used changes nothing.
+        own.edit("name: test\n", "name: test\n  nonsense: 1\n")
+        until(lambda: "it cannot be used" in own.log.read_text())
+    told = [line for line in own.log.read_text().splitlines() if "has changed" in line]
+    assert ["restart the daemon" in line for line in told] == [True, False]
 
 
 def test_answers_age_while_there_is_no_notifier(own: Place) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from invirtibuilder.errors import Refused
+from invirtibuilder.fsck import check
 from invirtibuilder.jobs import Job
 from invirtibuilder.run import run
 from invirtibuilder.spool import Request
@@ -170,6 +171,17 @@ def test_dependencies_that_stay_behind_are_named(
     published(line, "beta", "2.0")
     message = refusal(line, "staging", "prod", "beta")["dependency-broken"]
     assert "gamma 1.0 needs beta (= 1.0)" in message
+    # Who may promote may do so all the same, and it is recorded.
+    job = line.run(promotion(line, "staging", "prod", "beta", "--despite-dependencies"))
+    assert job.status.state == State.PUBLISHED, job.status
+    assert versions(line, "prod")["beta"] == "2.0"
+    assert "in spite of it: gamma 1.0 needs beta" in (job.directory / "journal").read_text()
+    (commit,) = line.context.superproject.history("prod")[:1]
+    assert "gamma 1.0 needs beta (= 1.0)" in commit.trailers["Despite-Dependencies"]
+    report = check.check(
+        line.context, [line.site.pockets["prod"]], level="b", full=True, mend=False
+    )
+    assert not report.drift, report.findings
 
 
 def test_what_is_rebuilt_and_what_moves_come_together(line: Line) -> None:

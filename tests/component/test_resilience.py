@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from invirtibuilder import files
+from invirtibuilder import files, runner
 from invirtibuilder.daemon import Daemon
 from invirtibuilder.errors import Blame, MachineFault, Reason
 from invirtibuilder.jobs import Job
@@ -295,3 +295,15 @@ def test_a_stop_between_two_looks_is_not_missed(line: Line, daemon: Daemon, body
     thread.start()
     thread.join(15)  # it would wait for a minute
     assert not thread.is_alive()
+
+
+def test_who_was_served_lately_is_known_after_a_restart(line: Line) -> None:
+    line.package("alpha")
+    job = line.run(line.job("staging", "alpha"))
+    assert job.status.state == State.PUBLISHED
+    made = runner.Runner(line.context, lambda *_, **__: None, lambda: None)
+    assert made._served == {}
+    made.load()
+    order = job.directory / "attempts/build-1/order.tar"
+    served = datetime.fromtimestamp(order.stat().st_mtime, UTC)
+    assert made._served == {(ME, "staging"): served}
