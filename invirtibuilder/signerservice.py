@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder import config, files, model, sockets
+from invirtibuilder.apt import exported
 from invirtibuilder.apt.publications import COMMIT, MAX_AHEAD, release_text
 from invirtibuilder.apt.signerclient import MAX_RELEASE, key_json
 from invirtibuilder.errors import Denied, Fault, MachineFault, Malformed, NotFound
@@ -150,8 +151,8 @@ def checked(site: Site, pocket: Pocket, release: bytes, now: datetime) -> tuple[
     found = [_INDEX.fullmatch(line) for line in tail.split("\n")[:-1]]
     indices = {m[3]: (m[1], int(m[2])) for m in found if m}
     for name in indices:
-        if name.partition("/")[0] not in pocket.components[:1]:
-            raise Malformed(f"not a Release of {pocket.name}: {name} is below no component of it")
+        if not exported.known(name) or name.partition("/")[0] not in pocket.components[:1]:
+            raise Malformed(f"not a Release of {pocket.name}: it has no index {name}")
     date, commit = _date(fields.get("Date", "")), fields.get(COMMIT, "")
     if commit and not _COMMIT_ID.fullmatch(commit):
         raise Malformed(f"not a commit: {commit}")

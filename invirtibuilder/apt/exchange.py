@@ -10,6 +10,7 @@ from pathlib import Path
 from debian.deb822 import Changes
 
 from invirtibuilder import files, model
+from invirtibuilder.apt.exported import Expected
 from invirtibuilder.apt.reprepro import Entry, Reprepro, refusal
 from invirtibuilder.errors import MachineFault, Malformed, PackageFault
 from invirtibuilder.run import Done
@@ -120,6 +121,12 @@ class Exchange:
                 )
         folders = {parent for path in paths for parent in path.parents}
         files.sync_all([*paths, *(f for f in folders if f.is_relative_to(self._archive.root))])
+
+    @property
+    def expected(self) -> Expected:
+        """How what is exported may differ from what was published before."""
+        wanted = {name: sha256 for each in self._added for name, sha256 in each.wanted.items()}
+        return Expected(sources=self._sources, added=wanted)
 
     def _proved(self, added: _Added, entries: Sequence[Entry]) -> Iterator[Path]:
         """The pool's file for each wanted name; raises when one is not listed or differs."""

@@ -41,6 +41,9 @@ RELEASE_LIMIT = 16 << 20
 COMPRESSED = (".gz", ".xz", ".bz2")
 NUMBER = re.compile(r"[0-9]{8}")
 
+Prove = Callable[[Path, Path | None], None]
+"""Given a publication's indices and those of the one before, raises what is wrong with them."""
+
 Sign = Callable[[bytes], tuple[bytes, bytes]]
 """From the bytes of a Release file to those of InRelease and Release.gpg."""
 
@@ -125,15 +128,16 @@ class Publications:
         sign: Sign,
         commit: str = "",
         again: int | None = None,
+        prove: Prove = lambda dist, before: None,
     ) -> Path:
         """Make publication `number` of what reprepro exported; clients do not see it yet.
 
         `date` comes from next_date, `valid_for` is in seconds, `commit` is the superproject's
         that it belongs to and is told in Release. With `again`, it is made of that publication
-        instead, commit included. A staged publication of that number is replaced. Everything is
-        synced when it returns. Raises MachineFault when the export does not fit its own Release,
-        when `number` is the current one, and what `sign` raises; then nothing but the store of
-        indices has changed.
+        instead, commit included. `prove` looks at the indices before they are signed. A staged
+        publication of that number is replaced. Everything is synced when it returns. Raises
+        MachineFault when the export does not fit its own Release, when `number` is the current
+        one, and what `prove` and `sign` raise; then nothing but the store of indices has changed.
         """
         if number == self.current():
             raise MachineFault(f"{self.root.name}: publication {number} is the current one")
@@ -151,7 +155,12 @@ class Publications:
             commit = self.commit(again)
         indices = self._indices(exported)
         for name in self._present(exported, indices):
-            self._add(exported / "dists" / self.codename / name, dist / name, indices[name])
+            # What reprepro can still write is copied: what it has is not what clients see.
+            copy = _linked if again is not None else shutil.copyfile
+            copy(exported / "dists" / self.codename / name, _parent_made(dist / name))
+            self._add(dist / name, indices[name])
+        current = self.current()
+        prove(dist, None if current is None else self.path(current) / "dists" / self.codename)
         text = release_text(self._release(exported), indices, date, valid_for, commit)
         self._write_signed(dist, text, date, sign)
         for path in (new, *new.rglob("*")):
@@ -191,13 +200,11 @@ class Publications:
                 raise MachineFault(f"{self.root.name}: reprepro's Release names {name}: missing")
         return present
 
-    def _add(self, source: Path, target: Path, expected: tuple[str, int]) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _linked(source, target)
+    def _add(self, target: Path, expected: tuple[str, int]) -> None:
         with target.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if (found, target.stat().st_size) != expected:
-            raise MachineFault(f"{source} is not what reprepro's Release names")
+            raise MachineFault(f"{target.name} is not what reprepro's Release names")
         by_hash = target.parent / "by-hash"
         if not by_hash.is_symlink():
             by_hash.symlink_to(os.path.relpath(self.root / "by-hash", by_hash.parent))
@@ -312,6 +319,11 @@ def _named(index: Path) -> Iterator[str]:
     else:
         with index.open(encoding="utf-8", errors="replace") as lines:
             yield from (line[10:].rstrip("\n") for line in lines if line.startswith("Filename: "))
+
+
+def _parent_made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _linked(source: Path, target: Path) -> bool:

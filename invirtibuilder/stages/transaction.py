@@ -19,6 +19,7 @@ from typing import Any
 
 from invirtibuilder import files, model
 from invirtibuilder.apt.exchange import Exchange
+from invirtibuilder.apt.exported import Expected
 from invirtibuilder.errors import Fault
 from invirtibuilder.gitrepo import JOBS, Repository
 from invirtibuilder.jobs import Job
@@ -180,13 +181,14 @@ def _transact(session: _Session, together: Sequence[Ready]) -> None:
     intent = _intent(session, together, number, date)
     files.write_json(archive.reprepro.private / INTENT, intent)
     try:
-        _fill(session, together, date)
+        expected = _fill(session, together, date)
         archive.publications.stage(
             number,
             date=date,
             valid_for=pocket.valid_for,
             commit=intent["commit"],
             sign=context.signer(pocket).sign,
+            prove=expected.prove,
         )
         with _repositories_locked(context, together):
             # Another pocket may have published the same version meanwhile.
@@ -244,8 +246,11 @@ def _repositories_locked(context: Context, together: Sequence[Ready]) -> Iterato
         yield
 
 
-def _fill(session: _Session, together: Sequence[Ready], date: datetime) -> None:
-    """reprepro's part: all that comes and goes, and one export, on a saved database."""
+def _fill(session: _Session, together: Sequence[Ready], date: datetime) -> Expected:
+    """reprepro's part: all that comes and goes, and one export, on a saved database.
+
+    Says what that may have changed.
+    """
     reprepro, lock_fd = session.archive.reprepro, session.lock_fd
     reprepro.begin()
     exchange = Exchange(
@@ -271,6 +276,7 @@ def _fill(session: _Session, together: Sequence[Ready], date: datetime) -> None:
             files.remove_tree(folder)
     exchange.prove()
     reprepro.export(lock_fd=lock_fd)
+    return exchange.expected
 
 
 # What is written down before, so that a redo makes the same.

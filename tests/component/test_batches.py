@@ -187,11 +187,12 @@ def test_two_pockets_that_tag_one_version_at_once(
     real = transaction._fill
     inside, go_on = threading.Event(), threading.Event()
 
-    def fill(session: Any, *args: Any) -> None:
-        real(session, *args)
+    def fill(session: Any, *args: Any) -> Any:
+        expected = real(session, *args)
         if session.pocket.name == "staging":
             inside.set()
             assert go_on.wait(30)
+        return expected
 
     monkeypatch.setattr(transaction, "_fill", fill)
     thread = threading.Thread(target=line.run, args=(slow,))

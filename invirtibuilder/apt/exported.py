@@ -1,0 +1,158 @@
+"""Whether what reprepro exported differs from what is published by what was to change, and no more.
+
+A package that takes reprepro over while it is added can write what it likes into the pocket's
+indices, and so into what is signed next. Here each paragraph is that of the publication before,
+letter for letter, or one of a file that was to come; and none is gone but those that were to go.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from invirtibuilder import model
+from invirtibuilder.errors import MachineFault
+
+INDEX_LIMIT = 1 << 30
+END = b"\n\n"
+PER_ARCHITECTURE = ("Packages", "Packages.gz", "Release")
+_FIELD = re.compile(r"^([^\s:][^:\n]*):[ \t]*(.*(?:\n[ \t].*)*)", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What was to change: sources that were exchanged, and files that came, with their SHA-256."""
+
+    sources: Collection[str]
+    added: Mapping[str, str]
+
+    def prove(self, dist: Path, before: Path | None) -> None:
+        """Compare `dist` with that of the publication before. Raises MachineFault."""
+        names = {str(p.relative_to(dist)) for p in dist.rglob("*") if p.is_file()}
+        for name in sorted(names):
+            if not known(name):
+                raise _wrong(f"an index {model.printable(name)}")
+        was = {str(p.relative_to(before)) for p in before.rglob("*")} if before else set()
+        for name in sorted(n for n in names | was if n.endswith(("/Packages", "/Sources.gz"))):
+            now = _content(dist / name)
+            if name.endswith("/Packages") and _content(dist / f"{name}.gz") != now:
+                raise _wrong(f"{name}.gz that is not its Packages")
+            self._prove_index(name, now, _content(before / name) if before else b"")
+
+    def _prove_index(self, name: str, now: bytes, before: bytes) -> None:
+        new, old = (_paragraphs(part) for part in _changed(now, before))
+        coming = [_fields(text) for text in new - old]
+        for fields in coming:
+            if name.endswith("/Packages"):
+                self._prove_binary(fields)
+            else:
+                self._prove_source(fields)
+        may_go = {*self.sources, *(fields["package"] for fields in coming)}
+        for text in old - new:
+            fields = _fields(text)
+            package = fields["package"]
+            if not {fields.get("source", package).partition(" ")[0], package} & may_go:
+                raise _wrong(f"no {model.printable(package)} any more in {name}")
+
+    def _prove_binary(self, fields: Mapping[str, str]) -> None:
+        names = ("package", "version", "architecture")
+        package, version, architecture = (fields.get(name, "") for name in names)
+        folder, _, file = fields.get("filename", "").rpartition("/")
+        plain = f"{package}_{model.without_epoch(version)}_{architecture}"
+        if file not in (f"{plain}.deb", f"{plain}.udeb") or not folder.startswith("pool/"):
+            raise _wrong(f"{model.printable(package)} with the file {model.printable(file)}")
+        self._prove_file(file, fields.get("sha256", ""))
+
+    def _prove_source(self, fields: Mapping[str, str]) -> None:
+        if fields["package"] not in self.sources:
+            raise _wrong(f"the source {model.printable(fields['package'])}")
+        for line in fields.get("checksums-sha256", "").split("\n"):
+            if words := line.split():
+                self._prove_file(words[-1], words[0])
+
+    def _prove_file(self, name: str, sha256: str) -> None:
+        if self.added.get(name) != sha256:
+            raise _wrong(f"{model.printable(name)} with another content")
+
+
+def known(name: str) -> bool:
+    """Whether reprepro writes an index of this name, with our settings."""
+    component, _, rest = name.partition("/")
+    folder, _, kind = rest.removeprefix("debian-installer/").partition("/")
+    if folder == "source":
+        return kind in ("Sources", "Sources.gz", "Release")
+    return bool(component) and folder.startswith("binary-") and kind in PER_ARCHITECTURE
+
+
+def _changed(now: bytes, before: bytes) -> tuple[bytes, bytes]:
+    """Both without the whole paragraphs that they have alike at the beginning and at the end."""
+    start = now.rfind(END, 0, _alike(now, before)) + len(END)
+    start = start if start >= len(END) else 0
+    now, before = now[start:], before[start:]
+    same = _alike(now[::-1], before[::-1])
+    end = now.find(END, len(now) - same)
+    rest = len(now) - end - len(END) if end >= 0 else 0
+    return now[: len(now) - rest], before[: len(before) - rest]
+
+
+def _alike(one: bytes, other: bytes) -> int:
+    """How many bytes they begin with alike."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _paragraphs(index: bytes) -> set[str]:
+    text = index.decode("utf-8", "surrogateescape")
+    return {part.strip("\n") for part in text.split("\n\n")} - {""}
+
+
+def _content(index: Path) -> bytes:
+    """An index, unpacked; nothing when it is not there."""
+    try:
+        with gzip.open(index) if index.suffix == ".gz" else index.open("rb") as file:
+            data = file.read(INDEX_LIMIT + 1)
+    except FileNotFoundError:
+        return b""
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _wrong(f"{index.name} that cannot be read: {error}") from error
+    if len(data) > INDEX_LIMIT:
+        raise _wrong(f"{index.name} that is too large")
+    return bytes(data)
+
+
+def _fields(text: str) -> dict[str, str]:
+    """A paragraph's fields in lower case, each once. Raises MachineFault for any other text."""
+    found = list(_matches(text))
+    fields = dict(found)
+    if len(fields) < len(found) or "package" not in fields or {"\r", "\0"} & set(text):
+        raise _wrong(f"a paragraph that is none: {model.printable(text)[:200]}")
+    return fields
+
+
+def _matches(text: str) -> Iterator[tuple[str, str]]:
+    end = 0
+    for match in _FIELD.finditer(text):
+        if text[end : match.start()].strip("\n"):
+            break
+        end = match.end()
+        yield match[1].strip().lower(), match[2]
+    if text[end:].strip("\n"):
+        raise _wrong(f"a paragraph that is none: {model.printable(text)[:200]}")
+
+
+def _wrong(what: str) -> MachineFault:
+    return MachineFault(
+        f"reprepro exported what nobody asked for: {what}",
+        hint="a package may have taken it over; nothing of it is published",
+        code="export-differs",
+    )
