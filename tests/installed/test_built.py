@@ -72,10 +72,17 @@ def files(deb: Path) -> set[str]:
     return {line.split()[-1] for line in lines if not line.startswith("d")}
 
 
-def test_two_builds_make_the_same_bytes(built: Built) -> None:
+@pytest.mark.parametrize("which", ["built", "inotify"])
+def test_two_builds_make_the_same_bytes(which: str, request: pytest.FixtureRequest) -> None:
     """In another directory, umask, time zone, language and year, by another user."""
+    first: Built = request.getfixturevalue(which)
     with tempfile.TemporaryDirectory(prefix="quite-another-", dir="/var/tmp") as folder:
-        tree = source_tree(Path(folder, "name"))
+        tree = Path(folder, "name")
+        if which == "built":
+            source_tree(tree)
+        else:
+            (dsc,) = first.directory.glob("*.dsc")
+            run(["dpkg-source", "--no-check", "-x", dsc, tree])
         for path in (tree.parent, tree, *tree.rglob("*")):
             os.utime(path, (981173106, 981173106), follow_symlinks=False)
             if os.geteuid() == 0:
@@ -84,7 +91,7 @@ def test_two_builds_make_the_same_bytes(built: Built) -> None:
         if os.geteuid() == 0:
             account = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
             before = [*account, *before]
-        assert digests(build(tree, before=before, env=OTHERS)) == digests(built)
+        assert digests(build(tree, "-b", before=before, env=OTHERS)) == digests(first)
 
 
 @pytest.mark.root
