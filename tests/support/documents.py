@@ -25,7 +25,8 @@ from tests.support.repository import TOP
 README = TOP / "README.rst"
 SUBMITTER = TOP / "conf/guide/submitter.rst"
 ADMINISTRATOR = TOP / "conf/guide/administrator.rst"
-DOCUMENTS = (README, SUBMITTER, ADMINISTRATOR)
+DOORS = TOP / "conf/remctl/README.rst"
+DOCUMENTS = (README, SUBMITTER, ADMINISTRATOR, DOORS)
 CLEAN_MACHINE = "on a clean machine, by tests/installed/test_life.py"
 """What commands of apt-get are marked with: they would change this machine."""
 FIRST = "Invirtibuilder"
@@ -36,6 +37,7 @@ APART = {README: (FIRST,), ADMINISTRATOR: (CLONE, *INSTALLED)}
 PROGRAMS = {
     *("cd", "export", "git", "invirtibuilder", "kadmin.local", "kinit", "python3", "remctl"),
     *("ssh", "sshd", "sudo", "systemctl", "install", "echo", "cat", "apt-get", "rm", "journalctl"),
+    *("adduser", "ln", "sed", "update-inetd"),
     *("conf/quickstart", "tests/run", "/usr/share/invirtibuilder/without-systemd"),
     "/etc/invirtibuilder/build-keys",
 }
@@ -47,7 +49,7 @@ HERE = re.compile(r"<<(\w+)\n.*?^\1$", re.MULTILINE | re.DOTALL)
 JOINED = "\0"
 WORDS = frozenset(
     ("DIR", "HOST", "JOB", "WHEN", "FILE", "KEYTAB", "REPOSITORY", "PYTEST-ARGS")
-    + ("BACKUPS", "TIME")
+    + ("BACKUPS", "TIME", "SITE", "CODE")
 )
 """Placeholders; a test says what each stands for."""
 SHELL = {"bash", "console", "sh", "shell"}
@@ -81,11 +83,18 @@ def blocks(path: Path) -> list[Block]:
         found.append(
             Block(
                 section=section.next_node(nodes.title).astext(),
-                lines=tuple(line.strip().replace(JOINED, "\n") for line in lines if line.strip()),
+                lines=tuple(
+                    line.strip().replace(JOINED, "\n") for line in lines if is_command(line)
+                ),
                 mark=comment.removeprefix("not run: ") if comment.startswith("not run: ") else "",
             )
         )
     return found
+
+
+def is_command(line: str) -> bool:
+    """Whether a line is more than a comment."""
+    return bool(line.strip()) and not line.strip().startswith("#")
 
 
 def elsewhere(path: Path) -> list[str]:

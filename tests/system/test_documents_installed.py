@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from invirtibuilder.run import CLEAN
 from invirtibuilder.sandbox.base import Base
 from invirtibuilder.sandbox.ids import Ids
 from tests.support import documents, kdc, packages, sshd
-from tests.support.documents import ADMINISTRATOR, INSTALLED, Shell
-from tests.support.installed import CONFIG, Installed, installed
+from tests.support.documents import ADMINISTRATOR, DOORS, INSTALLED, Shell
+from tests.support.installed import CODE, CONFIG, SITE, Installed, installed
 from tests.support.repository import TOP
 
 pytestmark = pytest.mark.root
@@ -33,15 +34,15 @@ case $* in
   'reload ssh.service')
     test ! -e /run/sshd.pid || { kill "$(cat /run/sshd.pid)"; rm /run/sshd.pid; }
     /usr/sbin/sshd -p @SSHD@ -o ListenAddress=127.0.0.1 ;;
+  daemon-reload) ;;
   *) echo "systemctl: $* is not known to the tests" >&2; exit 64 ;;
 esac"""
 
 
 @pytest.fixture
 def realm() -> Iterator[kdc.Realm]:
-    """A realm whose KDC does not know the site's machine yet."""
+    """A realm of this module's own: the guide adds to it."""
     with kdc.kdc() as made:
-        documents.kadmin(made, "delprinc -force host/localhost")
         yield made
 
 
@@ -58,11 +59,11 @@ def system(base: Base, ids: Ids) -> Iterator[Installed]:
         yield made
 
 
-def test_guide(system: Installed, realm: kdc.Realm) -> None:
+def shell_of(system: Installed, realm: kdc.Realm, **words: str) -> Shell:
+    """Root's shell there, with a ticket of alice's, in whose home it begins."""
     folder = system.disk  # which every account can read
     home = folder / "home"
     home.mkdir()
-    repo = packages.native(folder / "hello", "hello", "1.0")
     sshd.make_key(home, "alice")
     ports = {"REMCTLD": kdc.free_port(), "SSHD": kdc.free_port()}
     unit = (TOP / "debian/invirtibuilder.invirtibuilder-remctld.service").read_text()
@@ -80,13 +81,10 @@ def test_guide(system: Installed, realm: kdc.Realm) -> None:
             "ssh": f'exec /usr/bin/ssh -F none {options} -o StrictHostKeyChecking=accept-new "$@"',
         },
     )
-    shell = Shell(
+    values = {"HOST": "localhost", "KEYTAB": str(folder / "new.keytab"), **words}
+    return Shell(
         folder=folder,
-        words={
-            "HOST": lambda: "localhost",
-            "KEYTAB": lambda: str(folder / "new.keytab"),
-            "REPOSITORY": lambda: str(repo.path),
-        },
+        words={name: partial(str, value) for name, value in values.items()},
         environment={
             **packages.identity(),
             **realm.of("alice"),
@@ -97,14 +95,53 @@ def test_guide(system: Installed, realm: kdc.Realm) -> None:
         before=system.argv(),
         cwd=home,
     )
+
+
+def test_guide(system: Installed, realm: kdc.Realm) -> None:
+    """The KDC does not know the site's machine before the guide says how."""
+    documents.kadmin(realm, "delprinc -force host/localhost")
+    repo = packages.native(system.disk / "hello", "hello", "1.0")
+    shell = shell_of(system, realm, REPOSITORY=str(repo.path))
     for line in documents.shown(ADMINISTRATOR, INSTALLED):
         shell.type(line)
         if " init " in line:
             name_principals(system.path(CONFIG))
 
 
+def test_the_doors_by_hand(system: Installed, realm: kdc.Realm) -> None:
+    """Beside a site that runs: what conf/remctl says without the package."""
+    repo = packages.native(system.disk / "hello", "hello", "1.0")
+    shell = shell_of(system, realm, SITE=str(SITE), CODE=str(CODE))
+    shell.words = {
+        **shell.words,
+        "JOB": lambda: max(p.name for p in system.path(SITE / "jobs").iterdir()),
+    }
+    shutil.copy(realm.keytab, system.path("/etc/krb5.keytab"))
+    for line in ("init --name test", f"package create hello --from {repo.path}"):
+        shell.type(f"invirtibuilder {line}")
+    name_principals(system.path(CONFIG))
+    shell.type("systemctl start invirtibuilder.service")
+    shutil.copy(shell.cwd / "alice.pub", system.disk)
+    for line in documents.shown(DOORS, documents.elsewhere(DOORS)):
+        key = "alice.pub" in line
+        shell.cwd = system.disk if key else TOP / "conf/remctl"
+        shell.type(line)
+        if line.startswith("install -m 755 build "):
+            set_paths(system.path("/etc/invirtibuilder/build"))
+
+
 def name_principals(config: Path) -> None:
     """What the administrator does with an editor."""
     value = yaml.safe_load(config.read_text())
+    value["site"]["administrators"] = ["alice@BUILD.TEST"]
     value["pockets"]["dev"]["acl"]["submit"] += ["alice@BUILD.TEST", "alice@ssh"]
     config.write_text(yaml.safe_dump(value, sort_keys=False))
+
+
+def set_paths(program: Path) -> None:
+    """Likewise, in the program that the doors start."""
+    text = program.read_text()
+    for name, value in (("CODE", CODE), ("TABLE", SITE / "run/door.json")):
+        text, count = re.subn(rf"^{name} = .*$", f"{name} = {str(value)!r}", text, flags=re.M)
+        assert count == 1
+    program.write_text(text)
