@@ -14,7 +14,10 @@ removes nothing of what the site has written but branches and notes:
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from invirtibuilder import files
@@ -37,6 +40,10 @@ STICKY = 0o3775
 """One where it only adds."""
 
 
+ABANDONED = 86400.0
+"""Seconds after which no push goes on."""
+
+
 def git_options(repository: Path) -> list[str]:
     """Options of the git that the pushing account runs, so that the site can go on with it."""
     options = (f"safe.directory={repository}", "core.sharedRepository=group")
@@ -46,6 +53,15 @@ def git_options(repository: Path) -> list[str]:
 def head(repository: Path) -> str:
     """The name of the symbolic ref that names the branch which a clone checks out."""
     return HEAD if (repository / HEAD).exists() else "HEAD"
+
+
+def sweep(repository: Path) -> None:
+    """Remove what killed pushes of this account have left, which nobody else can."""
+    for path in (repository / "objects").glob("*incoming-*"):
+        with suppress(OSError):
+            status = path.stat()
+            if status.st_uid == os.geteuid() and time.time() - status.st_mtime > ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def share(repository: Path, gid: int, tags: Sequence[str] = ()) -> None:

@@ -41,6 +41,8 @@ def command(asked: str, site: Path) -> list[str]:
     repository = _repository(path, site)
     if verb == "receive-pack" and repository.parent == site:
         raise Denied("the superproject is written by the daemon alone")
+    if verb == "receive-pack":
+        gitshared.sweep(repository)
     idle = [f"--timeout={IDLE}", "--strict"] if verb == "upload-pack" else []
     return [GIT, *gitshared.git_options(repository), verb, *idle, str(repository)]
 

@@ -64,11 +64,14 @@ def as_account(system: Installed, name: str, *words: str | Path, check: bool = T
     return system.run("setpriv", *ids, *words, check=check)
 
 
-def test_what_a_pusher_may(system: Installed, work: Work) -> None:
+def test_what_a_pusher_may(system: Installed, work: Work, door: sshd.Sshd) -> None:
     """All that git does in a day, beside what the daemon does, in turn with it."""
     work.commit("one")
     for spec in ("main", "main:deep/er", "main:refs/notes/x", "main:refs/tags/upstream/1"):
         assert work.push(spec).code == 0, spec
+    old, new = HELLO / "objects/tmp_objdir-incoming-old", HELLO / "objects/tmp_objdir-incoming-new"
+    as_account(system, "ib-git", "mkdir", "-m", "700", old, old / "pack", new)
+    as_account(system, "ib-git", "touch", "-d", "2 days ago", old)
     for message in ("two", "three"):
         head = work.commit(message)
         assert work.push("main", "main:deep/er").code == 0
@@ -77,6 +80,8 @@ def test_what_a_pusher_may(system: Installed, work: Work) -> None:
         as_account(system, "invirtibuilder", *KEEP, f"refs/tags/debian/{message}", head)
         as_account(system, "invirtibuilder", "git", f"--git-dir={HELLO}", "gc", "-q")
     assert work.push(":deep/er").code == 0
+    # What a killed push has left goes with a later one.
+    assert (system.path(old).exists(), system.path(new).exists()) == (False, True)
     found = refs(system)
     assert {name for name, oid in found.items() if oid == head} == {
         "refs/heads/main",
@@ -88,6 +93,7 @@ def test_what_a_pusher_may(system: Installed, work: Work) -> None:
     fetched = work.git("ls-remote", "--symref", "origin").text
     assert "ref: refs/heads/main\tHEAD" in fetched
     assert "refs/site" not in fetched
+    assert work.git("ls-remote", door.url(Path("/superproject.git"))).code == 0
     work.git("clone", "--quiet", work.git("remote", "get-url", "origin").text, "again")
     assert (work.path / "again/file").read_text() == "three\n"
     # The hook is the site's: an older commit of a version tag, and a ref of the site's own.
