@@ -66,6 +66,15 @@ def full(what: str, limits: Limits) -> MachineFault:
     )
 
 
+def empty(what: str) -> MachineFault:
+    """There was no room at all for what has failed."""
+    return MachineFault(
+        f"{what}: nothing is left on the worker's file system",
+        hint="make room there; with a `reserve` in the configuration it does not come to this",
+        code=DISK_FULL,
+    )
+
+
 def _hit(outcome: Outcome, limits: Limits, package: str) -> list[Reason]:
     """Limits that kill nobody: what may be why the command failed."""
     messages = {

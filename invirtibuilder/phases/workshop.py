@@ -15,7 +15,7 @@ from invirtibuilder import files, inside, model, tarsafe
 from invirtibuilder.errors import Fault, Malformed, PackageFault
 from invirtibuilder.order import Limits as PocketLimits
 from invirtibuilder.order import Order
-from invirtibuilder.phases.verdicts import full, judge
+from invirtibuilder.phases.verdicts import empty, full, judge
 from invirtibuilder.run import quoted
 from invirtibuilder.sandbox.base import Base, BaseSpec
 from invirtibuilder.sandbox.contract import Bind, Command, Limits, Proxy, Sandbox
@@ -27,6 +27,8 @@ from invirtibuilder.sandbox.slotbase import old_base, slot_base
 from invirtibuilder.sandbox.userns import UserNamespace
 from invirtibuilder.sandbox.vm import MEMORY, SIZE, Hardware, Machine
 
+NOTHING = 1 << 20
+"""Bytes: with fewer left, a command that failed had no room, where no reserve was to be kept."""
 RECEIVE = 'tar -xf - -C "$1" && chown -R 1000:1000 "$1"'
 """A constant program: unpack what comes in, for the unprivileged user."""
 
@@ -206,6 +208,8 @@ class Workshop:
                 proxy=proxy,
             )
             outcome = sandbox.run(command, cancelled=self.cancelled)
+        if outcome.code != 0 and not outcome.limit and self._left() < NOTHING:
+            raise empty(what or argv[0])
         judge(
             outcome,
             what=what or argv[0],
@@ -218,10 +222,14 @@ class Workshop:
 
     def check_room(self) -> None:
         """Raises MachineFault when the worker's file system has no more than its reserve."""
-        status = os.statvfs(self.scratch)
         limits = self.limits
-        if limits.reserve is not None and status.f_bavail * status.f_frsize < limits.reserve:
+        if limits.reserve is not None and self._left() < limits.reserve:
             raise full("nothing is begun", limits)
+
+    def _left(self) -> int:
+        """Bytes that are free on the worker's file system."""
+        status = os.statvfs(self.scratch)
+        return status.f_bavail * status.f_frsize
 
     @contextmanager
     def watched(self) -> Iterator[tuple[int, Callable[[], str]]]:

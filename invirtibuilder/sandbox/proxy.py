@@ -118,7 +118,9 @@ class _Handler(BaseHTTPRequestHandler):
         """What was fetched is in APT's own output."""
 
     def _refuse(self, code: int, why: str) -> None:
-        self.send_response(code)
+        # APT shows the phrase, and not the body.
+        phrase = "".join(c if " " <= c <= "~" else "?" for c in why)[:200]
+        self.send_response(code, phrase)
         body = why.encode() + b"\n"
         self.send_header("Content-Type", "text/plain")
         self.send_header("Content-Length", str(len(body)))

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from invirtibuilder.apt.signer import GpgSigner
-from invirtibuilder.errors import RoomFault
+from invirtibuilder.errors import Blame, RoomFault
 from invirtibuilder.phases.install import installed
 from invirtibuilder.phases.resolve import Unresolvable, resolve
-from invirtibuilder.sandbox import layers, lists
+from invirtibuilder.sandbox import layers, lists, mirrors, proxy
 from invirtibuilder.sandbox.base import Base
 from invirtibuilder.sandbox.downloads import Downloads
 from invirtibuilder.sandbox.ids import Ids, tree_size
@@ -131,6 +132,26 @@ def test_a_mirror_that_is_down_is_no_reason_for_an_old_answer(
     shutil.rmtree(mirror.folder / "dists")
     with pytest.raises(RoomFault, match="apt-get update"):
         needed(place)
+
+
+def test_a_mirror_that_takes_connections_and_says_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it for ever; it is nobody's fault but the room's, and nothing is lost."""
+    monkeypatch.setattr(mirrors, "RELEASE_SECONDS", 1.0)
+    monkeypatch.setattr(proxy, "TIMEOUT", 1.0)
+    good = place.room
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        place.room = replace(good, sources=good.sources.replace(place.uri.rstrip("/"), uri))
+        with pytest.raises(RoomFault, match="apt-get update") as caught:
+            needed(place)
+    assert caught.value.blame == Blame.ROOM
+    # The log says which mirror, and what it did not do.
+    assert f"{uri}/dists/{CODENAME}/InRelease" in place.log
+    assert "timed out" in place.log
+    place.room = good
+    assert needed(place) == ONE_AND_TWO
 
 
 def test_an_unsigned_change_of_the_mirror_is_not_believed(place: Place, mirror: Repository) -> None:
