@@ -14,16 +14,19 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from invirtibuilder import files
-from invirtibuilder.errors import MachineFault, Unavailable
+from invirtibuilder import files, jsonsafe, model
+from invirtibuilder.errors import Fault, MachineFault, Unavailable
 from invirtibuilder.run import Detached, ProcessFault, detach, run
 
 GO = b"order\n"
+ROOM = b"room!\n"
+"""Asks a listener what it has, without descriptors."""
+MAX_ROOM = 4096
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,35 @@ def _descriptors(stack: ExitStack, attempt: Attempt) -> tuple[int, int, int, int
     lock = opened(attempt.lock, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return order, result, log, lock
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerRoom:
+    """What a worker that listens has: blocks of ids for orders at once, and room on its disk."""
+
+    directory: str
+    slots: int
+    free: int
+    size: int
+
+
+def room_of(path: Path, *, seconds: float) -> WorkerRoom | None:
+    """What the worker at this socket has; None when it does not say. Raises OSError."""
+    data = b""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(seconds)
+        connection.connect(str(path))
+        with suppress(OSError):
+            connection.sendall(ROOM)
+            while part := connection.recv(MAX_ROOM - len(data)):
+                data += part
+    try:
+        told = jsonsafe.loads(data)
+        slots, free, size = (max(0, int(told[name])) for name in ("slots", "free", "size"))
+        directory = model.printable(str(told["directory"])[:200])
+    except (Fault, LookupError, TypeError, ValueError):
+        return None
+    return WorkerRoom(directory=directory, slots=slots, free=free, size=size)
 
 
 class ChildEngine:

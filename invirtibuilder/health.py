@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from invirtibuilder import __version__, acltable, files, maintenance, model, pauses, tally
 from invirtibuilder.apt.expiry import expiries
+from invirtibuilder.engine import room_of
 from invirtibuilder.errors import Fault, Reason
 from invirtibuilder.hooks import Delivery
 from invirtibuilder.jobs import Jobs
@@ -44,6 +45,7 @@ class Worker:
     jobs: int
     busy: int | None = None
     answers: bool | None = None
+    slots: int | None = None  # blocks of ids for orders at once, as it says
     child: bool = False
 
 
@@ -135,6 +137,7 @@ class _Looker:
         self.notes = maintenance.notes(site)
         self.bases: dict[str, list[str]] = {}
         self.busy: dict[str, int] = {}
+        self.reserve = max(p.limits.reserve or 0 for p in site.pockets.values())
 
     def trouble(self, code: str, message: str, hint: str) -> None:
         self.health.troubles.append(Reason(code=code, message=message, hint=hint))
@@ -220,7 +223,7 @@ class _Looker:
             worker.busy = self.busy.get(domain.name) if self.health.up else None
             what = f"the worker of {domain.name}"
             if domain.socket:
-                worker.answers = self.answers(what, domain.socket)
+                worker.answers = self.worker(what, domain.socket, worker)
                 if worker.answers is False:
                     unit = f"invirtibuilder-worker@{domain.name}.socket"
                     message = f"{what} does not answer at {domain.socket}"
@@ -233,16 +236,36 @@ class _Looker:
                     hint = START.format(f"invirtibuilder-{name}.socket")
                     self.trouble(f"{name}-down", f"the {name} does not answer at {path}", hint)
 
+    def worker(self, what: str, path: Path, worker: Worker) -> bool | None:
+        """Whether a worker answers, and what it has; None for who may not know."""
+        try:
+            room = room_of(path, seconds=SECONDS)
+        except PermissionError:
+            self.health.unseen.append(f"{what} at {path}")
+            return None
+        except OSError:
+            return False
+        if room:
+            worker.slots = room.slots
+            disk = f"{room.directory} of {what}"
+            self.health.disks.append(
+                Disk(path=disk, free=room.free, size=room.size, reserve=self.reserve)
+            )
+            if room.slots < worker.jobs:
+                message = f"{what} has blocks of ids for {room.slots} orders, not {worker.jobs}"
+                hint = "/usr/share/invirtibuilder/subordinate-ids ACCOUNT NUMBER, and restart it"
+                self.trouble("few-slots", message, hint)
+        return True
+
     def disks(self) -> None:
-        reserve = max(p.limits.reserve or 0 for p in self.site.pockets.values())
-        site = self.site
+        site, reserve = self.site, self.reserve
         places = [site.directory, site.jobs, site.archive, site.packages, site.queue]
         places += [d.directory for d in site.domains.values() if d.socket is None]
         devices: dict[int, Disk] = {}
         for place in places:
             if found := self.seen(str(place), functools.partial(_disk, place, reserve)):
                 devices.setdefault(*found)
-        self.health.disks = list(devices.values())
+        self.health.disks[:0] = devices.values()
         for disk in self.health.disks:
             if disk.free < reserve:
                 message = f"{disk.path} has {_gib(disk.free)} free; {_gib(reserve)} are to stay"

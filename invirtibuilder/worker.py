@@ -9,6 +9,7 @@ removed when it is idle.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -23,12 +24,13 @@ from pathlib import Path
 from typing import IO
 
 from invirtibuilder import files, model
-from invirtibuilder.engine import GO, receive_descriptors
+from invirtibuilder.engine import GO, ROOM, receive_descriptors
 from invirtibuilder.errors import DISK_FULL, Blame, Cancelled, Fault, MachineFault, Reason
 from invirtibuilder.journal import ERROR, WARNING, Log, silent
 from invirtibuilder.order import Manifest, Order, ResultWriter, read_order
 from invirtibuilder.phases import build, export
 from invirtibuilder.phases.workshop import Workshop
+from invirtibuilder.sandbox import slots as blocks
 from invirtibuilder.sandbox.check import MISSING, WEAKER, findings
 from invirtibuilder.sandbox.ids import Ids, remove_tree
 from invirtibuilder.sandbox.limits import Groups
@@ -267,6 +269,9 @@ def _accept(
     server: socket.socket,
     log: Log,
 ) -> None:
+    if connection.recv(len(ROOM), socket.MSG_PEEK) == ROOM:
+        connection.sendall(_room(directory, slots))
+        return
     data, fds = receive_descriptors(connection, 4)
     try:
         if data == GO and os.fork() == 0:
@@ -276,6 +281,14 @@ def _accept(
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def _room(directory: Path, slots: Sequence[int]) -> bytes:
+    """What is told to who asks for it: see `engine.WorkerRoom`."""
+    usage = shutil.disk_usage(directory)
+    number = len(blocks.slots(directory, slots))
+    told = {"directory": str(directory), "slots": number, "free": usage.free, "size": usage.total}
+    return json.dumps(told).encode()
 
 
 def _serve(fds: list[int], directory: Path, slots: Sequence[int], log: Log) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -20,6 +21,7 @@ from invirtibuilder.engine import (
     ChildEngine,
     SocketEngine,
     receive_descriptors,
+    room_of,
     send_descriptors,
 )
 from invirtibuilder.errors import MachineFault, Unavailable
@@ -221,3 +223,33 @@ def short(tmp_path: Path) -> Iterator[Path]:
     path.symlink_to(tmp_path)
     yield path
     path.unlink()
+
+
+def test_what_a_listener_has(tmp_path: Path) -> None:
+    """Whatever somebody at the socket says, it is numbers and a line of text, or nothing."""
+    good = b'{"directory": "/d\\n", "slots": 2, "free": 5, "size": 9}'
+    for said, slots in (
+        (good, 2),
+        *((bad, None) for bad in (b"", b"{", b"[]", b"started\n", good[:-1], b"x" * 100000)),
+        *((good.replace(b"2", bad), None) for bad in (b"[]", b'"x"', b"1e999", b"9" * 400)),
+    ):
+        path = tmp_path / "socket"
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+            server.listen()
+
+            def answer(server: socket.socket = server, said: bytes = said) -> None:
+                connection, _ = server.accept()
+                with connection, contextlib.suppress(OSError):
+                    connection.recv(64)
+                    connection.sendall(said)
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            room = room_of(path, seconds=30)
+            thread.join()
+        path.unlink()
+        assert (room.slots if room else None) == slots, said[:80]
+        assert room is None or room.directory == "/d\\n"
+    with pytest.raises(FileNotFoundError):
+        room_of(path, seconds=1)

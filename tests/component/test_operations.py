@@ -45,6 +45,9 @@ def test_root_and_the_daemon_see_all_of_it(system: Installed) -> None:
         assert found["up"]
         assert found["services"] == {"signer": True, "notifier": True}
         assert {worker["answers"] for worker in found["workers"]} == {True}
+        assert {worker["slots"] for worker in found["workers"]} == {2}
+        paths = {disk["path"] for disk in found["disks"]}
+        assert "/var/lib/ib-build-untrusted of the worker of untrusted" in paths
 
 
 def test_others_see_what_is_public(system: Installed) -> None:
