@@ -38,17 +38,20 @@ def system() -> Iterator[Installed]:
         made.services("stop", "signer")
 
 
-def owners(system: Installed) -> set[str]:
-    """To whom what is in the site's directory belongs."""
-    found = system.run("find", SITE, "-xdev", "-printf", "%u\\n").text
-    return set(found.splitlines())
+def strangers(system: Installed) -> set[str]:
+    """Who has files in the site's directory, or beside the keys, besides the account of each."""
+    found = set()
+    for path, owner in ((SITE, "invirtibuilder"), ("/var/lib/ib-sign", "ib-sign")):
+        lines = system.run("find", path, "-xdev", "-printf", "%u\\n").text.splitlines()
+        found |= set(lines) - {owner}
+    return found
 
 
 def test_owners_and_modes(system: Installed) -> None:
     paths = [SITE / name for name in MODES]
     lines = system.run("stat", "-c", "%A %U:%G", "--", *paths).text.splitlines()
     assert dict(zip(MODES, lines, strict=True)) == MODES
-    assert owners(system) == {"invirtibuilder"}
+    assert strangers(system) == set()
     assert system.run("stat", "-c", "%A %U:%G", CONFIG).text == "-rw-r--r-- root:root"
     listed = system.run("stat", "-c", "%A %U:%G", KEYS.parent, KEYS).text.splitlines()
     assert listed == ["drwx------ ib-sign:ib-sign"] * 2
@@ -82,7 +85,7 @@ def test_once_more(system: Installed) -> None:
     assert b"is there already and stays as it is" in done.err
     assert b"/usr/share/invirtibuilder/without-systemd start" in done.err
     assert system.path(CONFIG).read_bytes() == before
-    assert owners(system) == {"invirtibuilder"}
+    assert strangers(system) == set()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,7 @@ def test_what_root_runs_is_not_in_the_daemons_way(system: Installed, words: list
     done = system.cli("root", *words, check=False)
     # 7: the daemon and the workers do not run here.
     assert done.code == (7 if "--site" in words else 0), done.err.decode()
-    assert owners(system) - {"invirtibuilder"} <= ({"root"} if words[0] == "base" else set())
+    assert strangers(system) <= ({"root"} if words[0] == "base" else set())
 
 
 @pytest.mark.parametrize(
@@ -190,3 +193,17 @@ def test_what_an_interrupted_init_left_is_begun_anew(tmp_path: Path) -> None:
         status = system.path(KEYS).stat()
         assert stat.S_IMODE(status.st_mode) == 0o700
         assert not system.path(KEYS.parent / ".gnupg.new").exists()
+
+
+def test_nobody_takes_anothers_request_away(system: Installed) -> None:
+    """Who may put requests into the queue neither removes nor changes those that are there."""
+    system.cli("root", "base", "refresh", "prod")
+    queue = SITE / "queue/new"
+    there = system.sh('cd "$1" && sha256sum -- *', queue)
+    spoil = 'cd "$1"; for f in *; do mv "$f" x; cp /dev/null "$f"; ln -sf x "$f"; rm -f "$f"; done'
+    for account in ("ib-submit", "invirtibuilder"):
+        ids = (f"--reuid={account}", f"--regid={account}", "--init-groups")
+        system.run("setpriv", *ids, "sh", "-uc", spoil, "sh", queue, check=False)
+        # The control: the daemon's account can.
+        now = system.run("sh", "-c", 'cd "$1" && sha256sum -- * || :', "sh", queue).text
+        assert (now == there) == (account == "ib-submit")
