@@ -45,6 +45,7 @@ SAID: list[tuple[str, int, str]] = [
     ("promote dev staging ?", 3, "bad-package"),
     ("promote ? staging ? ?", 3, "bad-package"),
     ("promote dev staging greet ?", 3, "bad-package"),
+    ("promote --despite-dependencies dev staging ?", 3, "bad-package"),
     ("rollback ? 2026-01-02", 3, "bad-pocket"),
     ("rollback dev ?", 3, "bad-moment"),
     ("rollback dev 2026-01-02 ?", 3, "bad-package"),
@@ -91,6 +92,7 @@ OTHERS: list[tuple[str, int, str]] = [
         (line, 77, "not-permitted")
         for line in ("fsck", "fsck dev", "gc --dry-run", "rebuild-state")
     ),
+    ("promote --despite-dependencies dev staging", 65, "malformed"),
     *(("gc --repair", 3, "bad-option"), ("rebuild-state a b", 64, "usage")),
     *(("acl nowhere", 77, "not-permitted"), ("sources nowhere", 77, "not-permitted")),
     *(
