@@ -87,14 +87,15 @@ class Init(Command):
         elif os.geteuid() == file.stat().st_uid:
             say(f"{file} is there already and stays as it is")
         site = config.load(file)
+        if not own and os.geteuid() == 0 != site.directory.stat().st_uid:
+            installed.go_on_as(site.directory)
+            return 0
         # What follows is for the site's account.
         become_owner(site.directory)
         hosting.ensure_site(site)
         context = make_context(site)
         for pocket in site.pockets.values():
             begin(context, pocket)
-        if not own:
-            say(installed.told())
         show(args, {"config": str(file), "pockets": list(site.pockets)}, str(file))
         return 0
 

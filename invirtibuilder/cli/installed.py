@@ -6,11 +6,12 @@ import grp
 import os
 import pwd
 import shutil
+import sys
 from pathlib import Path
 
 from invirtibuilder.accounts import as_account, members
 from invirtibuilder.apt.signer import create_key
-from invirtibuilder.cli.command import DEFAULT_CONFIG
+from invirtibuilder.cli.command import DEFAULT_CONFIG, say
 from invirtibuilder.errors import Denied, MachineFault
 from invirtibuilder.run import run
 
@@ -18,6 +19,8 @@ DAEMON = "invirtibuilder"
 SIGNER = "ib-sign"
 SITE = Path("/var/lib/invirtibuilder")
 SOCKETS = Path("/run/invirtibuilder")
+SERVICE = "invirtibuilder.service"
+"""The daemon's unit, which wants the others."""
 WORKERS = {"trusted": "ib-build", "untrusted": "ib-build-untrusted"}
 """The account of each trust domain's worker, whose home is its directory."""
 ACCOUNTS = (DAEMON, "ib-submit", "ib-git", SIGNER, "ib-notify", *WORKERS.values())
@@ -123,8 +126,15 @@ def _directory(path: Path, account: str, mode: int) -> None:
         shutil.chown(path, account, account)
 
 
-def told() -> str:
-    """What to do next."""
+def go_on_as(directory: Path) -> None:
+    """Run this command once more, as the account that owns the directory; then start the services.
+
+    Where systemd does not, only say how.
+    """
+    who = as_account(directory.owner())
+    run([*who, sys.executable, *sys.orig_argv[1:]], stdout=1, stderr=2)
     if Path("/run/systemd/system").is_dir():
-        return "to start it: systemctl start invirtibuilder.service"
-    return "to start it: /usr/share/invirtibuilder/without-systemd start"
+        run(["systemctl", "start", SERVICE])
+        say(f"{SERVICE} runs")
+    else:
+        say("to start it: /usr/share/invirtibuilder/without-systemd start")

@@ -88,6 +88,26 @@ def test_once_more(system: Installed) -> None:
     assert strangers(system) == set()
 
 
+def test_where_systemd_runs_it_starts_the_daemon(system: Installed) -> None:
+    """There is none here: a program in its place says what it was told, and by whom."""
+    program = system.path("/usr/bin/systemctl")
+    kept = program.read_bytes() if program.exists() else b""
+    program.unlink(missing_ok=True)
+    program.write_text('#!/bin/sh\necho "$(id -un) $*" >/run/told\n')
+    program.chmod(0o755)
+    system.run("mkdir", "-p", "/run/systemd/system")
+    try:
+        assert b"invirtibuilder.service runs" in system.cli("root", "init").err
+        told = system.path("/run/told").read_text()
+        assert told == "root start invirtibuilder.service\n"
+    finally:
+        system.run("rm", "-r", "/run/systemd")
+        program.unlink()
+        if kept:
+            program.write_bytes(kept)
+            program.chmod(0o755)
+
+
 @pytest.mark.parametrize(
     "words",
     [
