@@ -33,7 +33,7 @@ ProtectKernelModules KeyringMode RemoveIPC IPAddressDeny
 ExecStart Environment Type NotifyAccess ExecReload Restart RestartSec RestartPreventExitStatus
 WatchdogSec TimeoutStartSec TimeoutStopSec OOMScoreAdjust OOMPolicy KillMode Delegate
 DelegateSubgroup MemoryMax TasksMax LimitNOFILE CPUWeight IOWeight Nice IOSchedulingClass
-StandardOutput StandardError LogsDirectory
+StandardOutput StandardError LogsDirectory AppArmorProfile SELinuxContext
 """
 """What is not: denied by the above as well, or the manager's own to do."""
 UNDERSTOOD = frozenset((DONE + LEFT).split())

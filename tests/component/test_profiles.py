@@ -1,0 +1,179 @@
+"""AppArmor and SELinux: their tools take what we ship, which allows what our programs really do."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from invirtibuilder.run import CLEAN, Done, run
+from tests.support import packages
+from tests.support.apparmor import Profile, profile
+from tests.support.cannedworker import CannedWorker
+from tests.support.installed import SITE, Installed, installed
+from tests.support.place import until
+from tests.support.repository import TOP
+from tests.support.units import units
+
+APPARMOR = TOP / "debian/apparmor.d"
+SELINUX = TOP / "debian/selinux"
+PROFILES = ("invirtibuilder-daemon", "invirtibuilder-door")
+LOOKS = "newfstatat|l?stat|f?access(?:at2?)?|readlink(?:at)?|statfs|chdir|getcwd|statx"
+CALLS = re.compile(rf"^\d+ +(?!(?:{LOOKS})\()(\w+)\((.*)\) += \d")
+DOOR = "/usr/share/invirtibuilder/remctl/build"
+
+
+def parsed(path: Path) -> Done:
+    return run(["apparmor_parser", "-Q", "-K", path], check=False)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_apparmor_parser_takes_it(name: str, tmp_path: Path) -> None:
+    done = parsed(APPARMOR / name)
+    assert done.code == 0, done.err.decode()
+    broken = tmp_path / name
+    broken.write_text((APPARMOR / name).read_text().replace("  unix,", "  unicorn,"))
+    assert parsed(broken).code != 0
+
+
+def compiled(folder: Path) -> Done:
+    """m4, checkmodule and semodule_package, as the policy's own Makefile calls them."""
+    argv = ["make", "-f", "/usr/share/selinux/devel/Makefile", "invirtibuilder.pp"]
+    return run(argv, cwd=folder, check=False)
+
+
+def test_the_selinux_module_compiles(tmp_path: Path) -> None:
+    folder = tmp_path / "selinux"
+    shutil.copytree(SELINUX, folder)
+    done = compiled(folder)
+    assert done.code == 0, done.out.decode() + done.err.decode()
+    assert (folder / "invirtibuilder.pp").stat().st_size > 1000
+    source = folder / "invirtibuilder.te"
+    source.write_text(source.read_text().replace("invirtibuilder_queue_t;", "nonesuch_t;", 1))
+    assert compiled(folder).code != 0
+
+
+def test_units_and_policies_speak_of_the_same() -> None:
+    """Sockets, the site's directory and names."""
+    allowed = profile(APPARMOR / "invirtibuilder-daemon")
+    contexts = (SELINUX / "invirtibuilder.fc").read_text()
+    for unit in units().values():
+        for path in unit.all("Socket.ListenStream"):
+            if path[0] == "/":
+                assert allowed.allows(path.replace("%i", "trusted"), "w")
+                assert f"{Path(path).parent}(/.*)?" in contexts
+        if name := unit.one("Service.AppArmorProfile"):
+            assert f"profile {name[1:]} " in (APPARMOR / name[1:]).read_text()
+            for path in unit.all("Service.ReadWritePaths"):
+                assert allowed.allows(f"{path}/run/x", "w")
+                assert f"{path}(/.*)?" in contexts
+        if context := unit.one("Service.SELinuxContext"):
+            policy = (SELINUX / "invirtibuilder.te").read_text()
+            assert f"type {context.split(':')[2]};" in policy
+    for denied in ("/etc/shadow", "/var/lib/ib-sign/gnupg/x", "/home/x", "/root/.ssh/id"):
+        assert not allowed.allows(denied, "r"), denied
+    for never in (f"{SITE}/jobs/x", "/tmp/x", "/usr/bin/curl", "/bin/sh", "/usr/bin/dash"):
+        assert not allowed.allows(never, "x"), never
+
+
+def accesses(trace: Path) -> set[tuple[str, str]]:
+    """Paths of a trace with what was done to each: all that came about."""
+    found: set[tuple[str, str]] = set()
+    for line in trace.read_text(errors="replace").splitlines():
+        if (call := CALLS.match(line)) is None:
+            continue
+        paths = [path for path in re.findall(r'"(/[^"]*)"', call[2]) if ".." not in path]
+        if call[1] == "execve":
+            found |= {(path, "x") for path in paths[:1]}
+        elif call[1] in ("open", "openat"):
+            if "O_PATH" not in call[2]:
+                wrote = "O_WRONLY" in call[2] or "O_CREAT" in call[2] or "O_TRUNC" in call[2]
+                found |= {(path, "w" if wrote else "r") for path in paths}
+                found |= {(path, "w") for path in paths if "O_RDWR" in call[2]}
+        elif call[1] in ("link", "linkat"):
+            found |= {(path, "l") for path in paths[1:]}
+        elif call[1] in ("symlink", "symlinkat"):
+            found |= {(path, "w") for path in paths[-1:]}
+        elif call[1] != "inotify_add_watch":
+            found |= {(path, "w") for path in paths}
+    return found
+
+
+def traced(system: Installed, account: str, trace: Path, *argv: str) -> list[str]:
+    """The words that run a command as an account and write down what it does with files."""
+    ids = (f"--reuid={account}", f"--regid={account}", "--init-groups")
+    calls = ("-e", "trace=%file,execve,connect,bind")
+    words = ("env", "-i", "PATH=/usr/bin:/bin", "HOME=/nonexistent", "REMCTL_COMMAND=build")
+    user = ("REMOTE_USER=unix/root", "setpriv", *ids)
+    return system.argv(*words, *user, "strace", "-f", "-qq", *calls, "-o", trace, *argv)
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the daemon, its nightly check, and a door do with files while a package is published."""
+    with installed() as system, contextlib.ExitStack() as stack:
+        folder = system.disk / "traces"
+        folder.mkdir()
+        folder.chmod(0o1777)
+        system.services("start", "signer")
+        for name in ("trusted", "untrusted"):
+            path = system.path(f"/run/invirtibuilder/worker-{name}.sock")
+            stack.enter_context(CannedWorker(path).serving())
+            path.chmod(0o666)
+        shutil.copytree(TOP / "conf/remctl", system.path(Path(DOOR).parent))
+        system.run(
+            *("make", "-f", TOP / "debian/rules", "execute_after_dh_install"),
+            "SHARE=/usr/share/invirtibuilder",
+            check=False,
+        )
+        with (folder / "log").open("wb") as log:
+            argv = traced(system, "invirtibuilder", folder / "daemon", "/usr/bin/invirtibuilder")
+            daemon = subprocess.Popen(
+                [*argv, "daemon"], env=CLEAN, stdin=subprocess.DEVNULL, stderr=log
+            )
+        try:
+            until(lambda: "ready" in (folder / "log").read_text())
+            repo = packages.native(system.disk / "hello", "hello", "1.0")
+            program = "/usr/bin/invirtibuilder"
+            system.run(program, "package", "create", "hello", "--from", repo.path)
+            system.run(program, "submit", "staging", "hello", repo.commit, "--wait")
+            argv = traced(system, "invirtibuilder", folder / "fsck", "/usr/bin/invirtibuilder")
+            run([*argv, "fsck"])
+            for number, words in enumerate(
+                (("help",), ("queue",), ("status",), ("submit", "dev", "hello", repo.commit))
+            ):
+                run(traced(system, "ib-submit", folder / f"door-{number}", DOOR, *words))
+            yield folder
+        finally:
+            system.run("pkill", "-TERM", "-f", "^/usr/bin/python3 /usr/bin/invirtibuilder daemon$")
+            daemon.wait(60)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("name", "programs"), zip(PROFILES, (("daemon", "fsck"), ("door-*",)), strict=True)
+)
+def test_what_they_do_is_allowed(name: str, programs: tuple[str, ...], traces: Path) -> None:
+    files = [path for program in programs for path in traces.glob(program)]
+    done = set[tuple[str, str]]().union(*(accesses(path) for path in files))
+    assert len(done) > 50
+    allowed = profile(APPARMOR / name)
+    started = {("/usr/bin/invirtibuilder", "x"), (DOOR, "x")}  # the one that the profile is of
+    assert refused(allowed, done - started) == []
+
+
+def refused(allowed: Profile, done: set[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What would not have come about; directories are asked for with a slash."""
+    return sorted(
+        (path, letter)
+        for path, letter in done
+        if not allowed.allows(path, letter)
+        and not allowed.allows(f"{path.rstrip('/')}/", letter)
+        # Python of the tests' own machine, and its packages outside of Debian's.
+        and not path.startswith(("/usr/local/", "/sys/", "/proc/"))
+    )
