@@ -142,10 +142,17 @@ class Ours:
         number = (self.publications.current() or 0) + 1
         with files.locked(self.archive.lock, inheritable=True) as fd:
             self.archive.begin()
-            debs.exchange(self.archive, *(changes for _, _, changes in uploads), lock_fd=fd)
+            came = [changes for _, _, changes in uploads]
+            expected = debs.exchange(self.archive, *came, lock_fd=fd)
             self.archive.export(lock_fd=fd)
             date = self.publications.next_date(self._now)
-            self.publications.stage(number, date=date, valid_for=None, sign=self._key.sign)
+            sign = self._key.sign
+            if uploads:
+                self.publications.stage(
+                    number, date=date, valid_for=None, sign=sign, prove=expected.prove
+                )
+            else:
+                self.publications.stage(number, date=date, valid_for=None, sign=sign)
             self.publications.switch(number)
             self.archive.commit()
         self.publications.prune(self._now)

@@ -16,6 +16,7 @@ from debian.deb822 import Deb822
 
 from invirtibuilder.apt import signer
 from invirtibuilder.apt.exchange import Exchange
+from invirtibuilder.apt.exported import Expected
 from invirtibuilder.apt.reprepro import Reprepro
 from invirtibuilder.model import without_epoch
 from invirtibuilder.run import run
@@ -143,11 +144,15 @@ def exchange(
     lock_fd: int,
     gone: Collection[str] = (),
     take_over: Collection[str] = (),
-) -> None:
-    """What the line does with these .changes in an open transaction, and with what is to go."""
+) -> Expected:
+    """What the line does with these .changes in an open transaction, and with what is to go.
+
+    Says what may differ in what is exported then.
+    """
     told = [Deb822(path.read_text()) for path in uploads]
     coming = {each["Source"]: each["Binary"].split() for each in told}
     done = Exchange(archive, {**dict.fromkeys(gone, ()), **coming}, lock_fd=lock_fd)
     for path, each in zip(uploads, told, strict=True):
         done.add(path, each["Source"], each["Version"], take_over=take_over)
     done.prove()
+    return done.expected
