@@ -11,6 +11,7 @@ layers, and what is only remembered.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -75,7 +76,7 @@ def save(context: Context, target: Path) -> Saved:
         shutil.copy2(site.file, new / CONFIGURATION)
         value = {"v": 1, "time": model.iso(now), "version": __version__, "site": site.name}
         files.write_json(new / MARK, value)
-        files.sync_tree(new)
+        os.sync()  # once, rather than each of a million files
         path = target / model.stamp(now)
         new.rename(path)
         files.sync_directory(target)
@@ -125,7 +126,10 @@ def _bulk(context: Context, copier: Copier, target: Path) -> set[str]:
     """Most of it, while publications go on; the jobs that were over before."""
     over = {job.id for job in context.jobs.all() if job.status.final}
     for name in _parts(context.site):
-        copier.copy(context.site.directory / name, target / name, inside=f"/{name}")
+        if name == "jobs":
+            _jobs(context, copier, target / name, over, bulk=True)
+        else:
+            copier.copy(context.site.directory / name, target / name, inside=f"/{name}")
     return over
 
 
@@ -143,15 +147,22 @@ def _all(context: Context, copier: Copier, target: Path, over: set[str]) -> None
             shutil.copy2(path, target / path.relative_to(site.directory))
 
 
-def _jobs(context: Context, copier: Copier, target: Path, over: set[str]) -> None:
+def _jobs(
+    context: Context, copier: Copier, target: Path, over: set[str], *, bulk: bool = False
+) -> None:
+    """The jobs that may have changed; in `bulk`, all of them."""
     jobs = context.jobs
     for name in jobs.names():
-        for _ in range(TRIES if name not in over else 0):
+        if name in over and not bulk:
+            continue
+        copier.remember = name not in over
+        for _ in range(TRIES):
             before = _facts(jobs.directory / name)
             copier.copy(jobs.directory / name, target / name, inside=f"/jobs/{name}")
             # A state that comes after its facts would be one of a job that has lost them.
             if _facts(jobs.directory / name) == before:
                 break
+    copier.remember = True
     aliases = jobs.directory / "aliases"
     if aliases.is_dir():
         copier.copy(aliases, target / "aliases", inside="/jobs/aliases")

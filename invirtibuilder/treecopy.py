@@ -32,6 +32,8 @@ class Copier:
     before: Path | None = None
     since: float = 0.0
     order: Callable[[str], int] = lambda name: 0
+    remember: bool = True
+    """Whether what is copied now will be copied again."""
     unread: list[str] = field(default_factory=list)
     copied: int = 0
     linked: int = 0
@@ -82,7 +84,8 @@ class Copier:
             mark = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             if self._seen.get(inside) != mark:
                 self._file(source, target, inside, status)
-                self._seen[inside] = mark
+                if self.remember:
+                    self._seen[inside] = mark
 
     def _file(self, source: Path, target: Path, inside: str, status: os.stat_result) -> None:
         files.remove_tree(target)
