@@ -28,6 +28,8 @@ TIMEOUT = 1800.0
 PROGRAMS = ("prlimit", "reprepro")
 UNPACKERS = ("unzstd", "unxz", "unlzma", "bunzip2", "gunzip", "lunzip")
 
+NOT_STARTED = 127
+"""Of a process that could not even be begun: the job waits for that, too."""
 INTERRUPTED = 247
 """reprepro's exit code after a SIGTERM or SIGINT."""
 # reprepro's RET_ERROR, checksum and missing file; other codes are errno, locks, configuration.
@@ -315,6 +317,8 @@ class Reprepro:
             done = fault.done
             if done.code == INTERRUPTED:
                 raise Killed(done, "killed from outside") from fault
+            if done.code == NOT_STARTED:
+                raise Killed(done, "cannot be started") from fault
             # It names a file by its full path below `root` only when it cannot read that.
             ours = any(word in done.err for word in (*MACHINE_WORDS, f"{self.root}/".encode()))
             if action == "include" and done.code in PACKAGE_CODES and not ours:

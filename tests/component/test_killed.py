@@ -228,3 +228,18 @@ def test_a_worker_of_which_a_tool_was_killed_is_a_lost_attempt(line: Line) -> No
     line.engine.blame = Blame.MACHINE
     job = line.run(line.job("staging", "alpha"))
     assert (job.status.state, job.status.reasons[0]["code"]) == (State.FAILED, "worker-lost")
+
+
+def test_a_reprepro_that_is_away_for_a_while(
+    line: Line, killer: Killer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is being upgraded, say: what was built is not lost."""
+    line.package("alpha")
+    job = line.until(line.job("staging", "alpha"), "publish")
+    for tool in ("git", "gpg", "prlimit"):
+        (tmp_path / tool).symlink_to(f"/usr/bin/{tool}")
+    with monkeypatch.context() as away:
+        away.setitem(run.CLEAN, "PATH", str(tmp_path))
+        line.run(job)
+    assert job.status.state == State.WAITING, job.status
+    assert line.run(job).status.state == State.PUBLISHED

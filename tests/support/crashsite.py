@@ -128,9 +128,15 @@ class CrashSite:
 
     def die_somehow(self) -> None:
         """A life that ends by one kill, chosen at random: of the daemon, of a tool, or of both."""
-        kind = self.chance.choice(("step", "step", "instant", "tool", "tool"))
+        kind = self.chance.choice(("step", "step", "instant", "tool", "tool", "agent"))
         if kind == "step":
             code = self.live(die=self.chance.randint(1, self.chance.choice((120, 500))))
+        elif kind == "agent":
+            self.start()
+            time.sleep(self.chance.uniform(0.02, 0.9))
+            self.kills[kind] += self.kill_agent()
+            assert self.wait() in (0, int(Exit.MACHINE)), self.told()
+            return
         elif kind == "instant":
             code = self.live(after=self.chance.uniform(0.02, 0.9))
         else:
@@ -145,6 +151,18 @@ class CrashSite:
         fine = (0, -signal.SIGKILL, *((int(Exit.MACHINE),) if kind.startswith(lives.TOOLS) else ()))
         assert code in fine, self.told()
         self.kills[kind] += code != 0 or kind.startswith(lives.TOOLS)
+
+    def kill_agent(self) -> int:
+        """Kill the agents that have the site's keys, which gpg starts when it needs one."""
+        home = str(self.place.directory / "gnupg").encode()
+        killed = 0
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if words[0].endswith(b"gpg-agent") and home in words:
+                    os.kill(int(entry.name), signal.SIGKILL)
+                    killed += 1
+        return killed
 
     def finish(self) -> None:
         """A life in which nothing is killed any more: it ends when all is done."""
