@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from invirtibuilder import __version__, files, hosting, model
@@ -77,7 +77,7 @@ def save(context: Context, target: Path) -> Saved:
         value = {"v": 1, "time": model.iso(now), "version": __version__, "site": site.name}
         files.write_json(new / MARK, value)
         os.sync()  # once, rather than each of a million files
-        path = target / model.stamp(now)
+        path = _named(target, now)
         new.rename(path)
         files.sync_directory(target)
     return Saved(
@@ -87,6 +87,13 @@ def save(context: Context, target: Path) -> Saved:
         seconds=waited,
         lacking=tuple(dict.fromkeys([*copier.unread, *_keys_elsewhere(site)])),
     )
+
+
+def _named(target: Path, now: datetime) -> Path:
+    """A name of its own, also for the second backup of a second."""
+    while (path := target / model.stamp(now)).exists():
+        now += timedelta(seconds=1)
+    return path
 
 
 def latest(target: Path) -> Path | None:
