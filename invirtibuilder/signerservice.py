@@ -151,7 +151,7 @@ def checked(site: Site, pocket: Pocket, release: bytes, now: datetime) -> tuple[
     found = [_INDEX.fullmatch(line) for line in tail.split("\n")[:-1]]
     indices = {m[3]: (m[1], int(m[2])) for m in found if m}
     for name in indices:
-        if not exported.known(name) or name.partition("/")[0] not in pocket.components[:1]:
+        if not exported.published(name) or name.partition("/")[0] not in pocket.components[:1]:
             raise Malformed(f"not a Release of {pocket.name}: it has no index {name}")
     date, commit = _date(fields.get("Date", "")), fields.get(COMMIT, "")
     if commit and not _COMMIT_ID.fullmatch(commit):

@@ -7,19 +7,16 @@ letter for letter, or one of a file that was to come; and none is gone but those
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from invirtibuilder import model
+from invirtibuilder import files, model
 from invirtibuilder.errors import MachineFault
 
 INDEX_LIMIT = 1 << 30
 END = b"\n\n"
-PER_ARCHITECTURE = ("Packages", "Packages.gz", "Release")
 _FIELD = re.compile(r"^([^\s:][^:\n]*):[ \t]*(.*(?:\n[ \t].*)*)", re.MULTILINE)
 
 
@@ -37,11 +34,9 @@ class Expected:
             if not known(name):
                 raise _wrong(f"an index {model.printable(name)}")
         was = {str(p.relative_to(before)) for p in before.rglob("*")} if before else set()
-        for name in sorted(n for n in names | was if n.endswith(("/Packages", "/Sources.gz"))):
-            now = _content(dist / name)
-            if name.endswith("/Packages") and _content(dist / f"{name}.gz") != now:
-                raise _wrong(f"{name}.gz that is not its Packages")
-            self._prove_index(name, now, _content(before / name) if before else b"")
+        for name in sorted(n for n in names | was if n.endswith(("/Packages", "/Sources"))):
+            older = _content(before / name) if before else b""
+            self._prove_index(name, _content(dist / name), older)
 
     def _prove_index(self, name: str, now: bytes, before: bytes) -> None:
         new, old = (_paragraphs(part) for part in _changed(now, before))
@@ -84,8 +79,14 @@ def known(name: str) -> bool:
     component, _, rest = name.partition("/")
     folder, _, kind = rest.removeprefix("debian-installer/").partition("/")
     if folder == "source":
-        return kind in ("Sources", "Sources.gz", "Release")
-    return bool(component) and folder.startswith("binary-") and kind in PER_ARCHITECTURE
+        return kind in ("Sources", "Release")
+    return bool(component) and folder.startswith("binary-") and kind in ("Packages", "Release")
+
+
+def published(name: str) -> bool:
+    """Whether a publication has an index of this name: one of those, or one compressed by us."""
+    plain = name.removesuffix(".gz") if name.endswith(("/Packages.gz", "/Sources.gz")) else name
+    return known(plain)
 
 
 def _changed(now: bytes, before: bytes) -> tuple[bytes, bytes]:
@@ -93,21 +94,25 @@ def _changed(now: bytes, before: bytes) -> tuple[bytes, bytes]:
     start = now.rfind(END, 0, _alike(now, before)) + len(END)
     start = start if start >= len(END) else 0
     now, before = now[start:], before[start:]
-    same = _alike(now[::-1], before[::-1])
+    same = _alike(now, before, end=True)
     end = now.find(END, len(now) - same)
     rest = len(now) - end - len(END) if end >= 0 else 0
     return now[: len(now) - rest], before[: len(before) - rest]
 
 
-def _alike(one: bytes, other: bytes) -> int:
-    """How many bytes they begin with alike."""
+def _alike(one: bytes, other: bytes, *, end: bool = False) -> int:
+    """How many bytes they begin, or end, with alike."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
+        if end:
+            same = (
+                one[len(one) - middle : len(one) - low]
+                == (other[len(other) - middle : len(other) - low])
+            )
         else:
-            high = middle - 1
+            same = one[low:middle] == other[low:middle]
+        low, high = (middle, high) if same else (low, middle - 1)
     return low
 
 
@@ -117,17 +122,11 @@ def _paragraphs(index: bytes) -> set[str]:
 
 
 def _content(index: Path) -> bytes:
-    """An index, unpacked; nothing when it is not there."""
+    """An index; nothing when it is not there."""
     try:
-        with gzip.open(index) if index.suffix == ".gz" else index.open("rb") as file:
-            data = file.read(INDEX_LIMIT + 1)
+        return files.read_capped(index, limit=INDEX_LIMIT)
     except FileNotFoundError:
         return b""
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _wrong(f"{index.name} that cannot be read: {error}") from error
-    if len(data) > INDEX_LIMIT:
-        raise _wrong(f"{index.name} that is too large")
-    return bytes(data)
 
 
 def _fields(text: str) -> dict[str, str]:

@@ -15,7 +15,8 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,6 +40,10 @@ COMMIT = "Superproject-Commit"
 
 RELEASE_LIMIT = 16 << 20
 COMPRESSED = (".gz", ".xz", ".bz2")
+PACKED = ("/Packages", "/Sources")
+LEVEL = 4
+"""Of gzip(1): 6 makes indices that are smaller by a third of a percent, and takes half as long
+again."""
 NUMBER = re.compile(r"[0-9]{8}")
 
 Prove = Callable[[Path, Path | None], None]
@@ -161,6 +166,8 @@ class Publications:
             self._add(dist / name, indices[name])
         current = self.current()
         prove(dist, None if current is None else self.path(current) / "dists" / self.codename)
+        if again is None:
+            indices |= _pack(dist, [n for n in indices if n.endswith(PACKED)])
         text = release_text(self._release(exported), indices, date, valid_for, commit)
         self._write_signed(dist, text, date, sign)
         for path in (new, *new.rglob("*")):
@@ -288,10 +295,10 @@ class Publications:
         found: set[str] = set()
         path = self.path(number)
         for name, (sha256, _) in self._indices(path).items():
-            if name.rpartition("/")[2] not in ("Packages", "Sources.gz"):
+            file = path / "dists" / self.codename / name
+            if not name.endswith(PACKED) or not file.is_file():
                 continue
             if sha256 not in known:
-                file = path / "dists" / self.codename / name
                 known[sha256] = frozenset(_named(file))
             found |= known[sha256]
         return frozenset(found)
@@ -309,11 +316,25 @@ class Publications:
                 file.unlink()
 
 
+def _pack(dist: Path, names: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """Write each of these indices compressed beside it; by name, their SHA-256 and size."""
+
+    def packed(name: str) -> tuple[str, int]:
+        data = gzip.compress((dist / name).read_bytes(), LEVEL, mtime=0)
+        (dist / f"{name}.gz").write_bytes(data)
+        return hashlib.sha256(data).hexdigest(), len(data)
+
+    # zlib lets other threads go on.
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(packed, names)
+        return {f"{name}.gz": made for name, made in zip(names, found, strict=True)}
+
+
 def _named(index: Path) -> Iterator[str]:
-    """The pool's files that an index names: Packages, or a compressed Sources."""
-    if index.suffix == ".gz":
-        with gzip.open(index, "rb") as packed:
-            for source in Sources.iter_paragraphs(packed, use_apt_pkg=False):
+    """The pool's files that an index names: Packages or Sources."""
+    if index.name == "Sources":
+        with index.open("rb") as stream:
+            for source in Sources.iter_paragraphs(stream, use_apt_pkg=False):
                 folder = source["Directory"]
                 yield from (f"{folder}/{file['name']}" for file in source["Checksums-Sha256"])
     else:

@@ -135,9 +135,10 @@ class Reprepro:
             # Packages for the installer get indices of their own.
             "UDebComponents": " ".join(self.components),
             "Description": self.description,
-            # With .xz the export of 10,000 packages would take 20 times as long.
-            "DebIndices": "Packages Release . .gz",
-            "DscIndices": "Sources Release .gz",
+            # `publications` compresses them, several at once: here it would be most of an export.
+            "DebIndices": "Packages Release .",
+            "UDebIndices": "Packages .",
+            "DscIndices": "Sources Release .",
         }
         for name, value in fields.items():
             if not value.strip() or not value.isprintable():

@@ -222,7 +222,7 @@ def listed_files(dist: Path, index: Index) -> Iterator[tuple[tuple[str, str], st
             for stanza in stanzas(path):
                 filename = stanza.get("filename", "")
                 yield (filename.rpartition("/")[2], stanza.get("sha256", "")), filename
-        elif path.name == "Sources.gz":
+        elif path.name == "Sources":
             for stanza in stanzas(path):
                 for line in stanza.get("checksums-sha256", "").split("\n"):
                     words = line.split()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import shutil
@@ -279,13 +280,13 @@ def test_release_is_rewritten(pocket: Pocket) -> None:
     for line in text[text.index("SHA256:") :].splitlines()[1:]:
         sha256, size, name = line.split()
         by_hash = (path / name).parent / "by-hash" / "SHA256" / sha256
-        if (path / name).exists():
-            assert hashlib.sha256(by_hash.read_bytes()).hexdigest() == sha256
-            assert by_hash.stat().st_size == int(size)
-            assert by_hash.stat().st_mode & 0o777 == 0o644
-        else:
-            assert name.endswith("/Sources")
+        assert hashlib.sha256(by_hash.read_bytes()).hexdigest() == sha256
+        assert by_hash.stat().st_size == int(size)
+        assert by_hash.stat().st_mode & 0o777 == 0o644
+        if name.endswith(("/Packages", "/Sources")):
+            assert gzip.decompress((path / f"{name}.gz").read_bytes()) == (path / name).read_bytes()
     assert f"main/binary-{ARCHITECTURE}/Packages.gz" in text
+    assert "main/source/Sources.gz" in text
 
 
 def test_clients_can_read_it_all_whatever_the_umask(pocket: Pocket) -> None:
@@ -324,7 +325,7 @@ def test_signatures_are_of_this_release(pocket: Pocket, tmp_path: Path) -> None:
 def test_export_that_does_not_fit_its_release_is_not_published(pocket: Pocket) -> None:
     pocket.publish("1.0")
     pocket.include("2.0")
-    index = pocket.archive.private / f"dists/dev/main/binary-{ARCHITECTURE}/Packages.gz"
+    index = pocket.archive.private / f"dists/dev/main/binary-{ARCHITECTURE}/Packages"
     index.write_bytes(index.read_bytes() + b"x")
     with pytest.raises(MachineFault, match="is not what"):
         pocket.stage(2)
@@ -342,7 +343,7 @@ def test_what_was_undone_is_not_published(pocket: Pocket) -> None:
 
 def test_missing_index_is_not_published(pocket: Pocket) -> None:
     pocket.include("1.0")
-    (pocket.archive.private / "dists/dev/main/source/Sources.gz").unlink()
+    (pocket.archive.private / "dists/dev/main/source/Sources").unlink()
     with pytest.raises(MachineFault, match="missing"):
         pocket.stage(1)
     assert pocket.publications.numbers() == []
