@@ -6,10 +6,7 @@ configuration names, and nothing that it is told besides.
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +45,7 @@ def _ask(
     path: Path, question: Mapping[str, Any], content: bytes, *, seconds: float, limit: int = 0
 ) -> tuple[dict[str, Any], bytes]:
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(PATIENCE)
-            connection.connect(os.fspath(path))
-            # One that does not want all of it has answered.
-            with suppress(BrokenPipeError, ConnectionResetError):
-                sockets.send(connection, question, content)
-            told, answer = sockets.receive(connection, limit=limit, seconds=seconds)
+        told, answer = sockets.ask(path, question, content, limit=limit, seconds=seconds)
     except PermissionError as error:
         raise Denied(
             f"only the site's own account and root may ask the notifier at {path}",

@@ -23,6 +23,8 @@ FIRST_FD = 3
 """SD_LISTEN_FDS_START of sd_listen_fds(3)."""
 MAX_LINE = 64 << 10
 """Bytes of a message's line."""
+CONNECT = 10.0
+"""Seconds for a listener to take a connection, and each part of a message."""
 LOOK = 0.5
 """Seconds after which a listener looks whether it is to stop."""
 
@@ -116,6 +118,19 @@ def send(connection: socket.socket, told: Mapping[str, Any], content: bytes = b"
     """Send a message."""
     line = json.dumps({**told, "size": len(content)}).encode() + b"\n"
     connection.sendall(line + content)
+
+
+def ask(
+    path: Path, told: Mapping[str, Any], content: bytes = b"", *, limit: int, seconds: float
+) -> tuple[dict[str, Any], bytes]:
+    """Send a message to whoever listens at `path`, and receive the answer, as `receive` does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(CONNECT)
+        connection.connect(os.fspath(path))
+        # One that does not want all of it has answered.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            send(connection, told, content)
+        return receive(connection, limit=limit, seconds=seconds)
 
 
 def receive(

@@ -5,10 +5,7 @@ Each call is one connection with one message there and one back.
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +20,6 @@ MAX_RELEASE = 1 << 20
 MAX_ANSWER = 4 << 20
 SECONDS = 150.0
 """For an answer: gpg may take as long as its time-out, and others come first."""
-CONNECT = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +64,9 @@ class SocketSigner:
     def _ask(self, verb: str, content: bytes = b"") -> tuple[dict[str, Any], bytes]:
         question = {"verb": verb, "pocket": self.pocket}
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(CONNECT)
-                connection.connect(os.fspath(self.path))
-                # One that does not want all of it has answered.
-                with suppress(BrokenPipeError, ConnectionResetError):
-                    sockets.send(connection, question, content)
-                told, answer = sockets.receive(connection, limit=MAX_ANSWER, seconds=SECONDS)
+            told, answer = sockets.ask(
+                self.path, question, content, limit=MAX_ANSWER, seconds=SECONDS
+            )
         except PermissionError as error:
             raise Denied(
                 f"only the site's own account and root may ask the signer at {self.path}",
