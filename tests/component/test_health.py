@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -242,31 +241,3 @@ def test_what_is_paused_and_not_taken_up(up: Up) -> None:
     assert [t["code"] for t in health(place)["troubles"]] == ["not-taken-up"]
     entry.unlink()
     os.kill(daemon, signal.SIGCONT)
-
-
-@pytest.mark.root
-def test_who_may_not_see_everything_is_told_what(up: Up) -> None:
-    place, _ = up
-    place.directory.parent.chmod(0o755)
-    secret = [place.site.queue / "new", place.site.events]
-    modes = [path.stat().st_mode for path in secret]
-    for path in secret:
-        path.chmod(0o700)
-    seen = place.directory.parent / "seen"
-    with seen.open("w") as out:
-        pid = os.fork()
-        if pid == 0:  # pragma: no cover
-            os.dup2(out.fileno(), 1)
-            os.setgroups([])
-            os.setresgid(65534, 65534, 65534)
-            os.setresuid(65534, 65534, 65534)
-            argv = [sys.executable, "-m", "invirtibuilder", "--config", str(place.config)]
-            os.execv(argv[0], [*argv, "--json", "status", "--site"])
-    _, status = os.waitpid(pid, 0)
-    for path, mode in zip(secret, modes, strict=True):
-        path.chmod(mode)
-    assert os.waitstatus_to_exitcode(status) == 0
-    found = json.loads(seen.read_text())
-    assert found["healthy"]
-    assert {"queue/new", "events"} <= set(found["unseen"])
-    assert any(what.startswith("the worker of") for what in found["unseen"])
