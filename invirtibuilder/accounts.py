@@ -10,6 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from invirtibuilder.errors import ConfigFault, Denied, MachineFault
+from invirtibuilder.run import environment
+
+KEPT = (
+    *("INVIRTIBUILDER_CONFIG", "TERM", "COLUMNS", "LINES"),
+    *("LISTEN_PID", "LISTEN_FDS", "NOTIFY_SOCKET", "JOURNAL_STREAM"),
+)
+"""What root's environment says to the same program as another account; nothing else of it goes."""
 
 
 class NotYours(Denied):
@@ -106,7 +113,8 @@ def _start_anew(path: Path, uid: int) -> None:
     os.setuid(uid)
     own = {"HOME": account.pw_dir, "USER": account.pw_name, "LOGNAME": account.pw_name}
     argv = [sys.executable, *sys.orig_argv[1:]]
-    os.execve(sys.executable, argv, {**os.environ, **own})  # noqa: S606
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    os.execve(sys.executable, argv, environment({**kept, **own}))  # noqa: S606
 
 
 def let(path: Path, gid: int, mode: int) -> None:

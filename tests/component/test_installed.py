@@ -141,6 +141,15 @@ def test_what_root_runs_is_not_in_the_daemons_way(system: Installed, words: list
     assert strangers(system) <= ({"root"} if words[0] == "base" else set())
 
 
+def test_roots_environment_stays_with_root(system: Installed) -> None:
+    """Python says once a start what it imports, where its environment asks for that."""
+    argv = ("env", "PYTHONPROFILEIMPORTTIME=1", "/usr/bin/python3", "-m", "invirtibuilder")
+    told = system.run(*argv, "package", "list").err.decode()
+    started, _, anew = told.partition("as invirtibuilder, whose /var/lib/invirtibuilder is")
+    assert "import time:" in started
+    assert anew.strip() == ""
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
