@@ -208,7 +208,7 @@ def restore(context: Context, backup: Path) -> Iterator[str]:
         hosting.create_package(site, package)
     for pocket in site.pockets.values():
         # Clients may have seen a later state than this one: they take what has a newer date.
-        if renew(context, pocket):
+        if renew(context, pocket, lost=True):
             yield f"{pocket.name}: published again, with the date of now"
         hosting.ensure_pocket(context, pocket)
     site.restoring.unlink()

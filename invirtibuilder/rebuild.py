@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +298,7 @@ def _published_anew(
         reprepro.export(lock_fd=lock_fd)
         recorded = int(last.trailers["Publication"]) if last else 1
         number = max([recorded, *(n + 1 for n in publications.numbers())])
-        date = publications.next_date(context.clock().astimezone(UTC))
+        date = publications.next_date(context.clock(), lost=True)
         if last:
             date = max(date, last.date + timedelta(seconds=1))
         publications.stage(

@@ -104,17 +104,21 @@ class Publications:
         text = self._release(self.path(number)).get("Valid-Until")
         return email.utils.parsedate_to_datetime(text) if text else None
 
-    def next_date(self, now: datetime) -> datetime:
+    def next_date(self, now: datetime, *, lost: bool = False) -> datetime:
         """The Date for the next publication: now, but a second after every other's at least.
 
         APT takes the newer Date, and a file server's clients compare whole seconds. The signer
-        takes newer ones only, also than that of one that was signed and then undone.
+        takes newer ones only, also than that of one that was signed and then undone. With `lost`,
+        clients may have seen publications that are not here: later than any of those until now.
         """
         dates = [self.date(number) for number in self._newest()]
         if self._signed.exists():
             dates.append(datetime.fromtimestamp(int(self._signed.stat().st_mtime), UTC))
         later = [date + timedelta(seconds=1) for date in dates]
-        return max([now.astimezone(UTC).replace(microsecond=0), *later])
+        first = now.astimezone(UTC).replace(microsecond=0)
+        if lost:
+            first += timedelta(seconds=MAX_AHEAD + 1)
+        return max([first, *later])
 
     def pause(self, now: datetime) -> float:
         """Seconds to wait before the next publication so that APT takes it for a present one."""

@@ -23,12 +23,15 @@ def ensure_signed(context: Context, pocket: Pocket) -> None:
                 _sign_again(context, pocket, archive)
 
 
-def renew(context: Context, pocket: Pocket) -> bool:
-    """Publish the same content with a new date; false when there is none yet."""
+def renew(context: Context, pocket: Pocket, *, lost: bool = False) -> bool:
+    """Publish the same content with a new date; false when there is none yet.
+
+    With `lost`, also later than the dates of publications that are not here any more.
+    """
     with settled(context, pocket) as (archive, _):
         if archive.publications.current() is None:
             return False
-        _sign_again(context, pocket, archive)
+        _sign_again(context, pocket, archive, lost=lost)
         return True
 
 
@@ -77,12 +80,12 @@ def _due(context: Context, pocket: Pocket, archive: Archive) -> float | None:
     return (at - context.clock()).total_seconds()
 
 
-def _sign_again(context: Context, pocket: Pocket, archive: Archive) -> None:
+def _sign_again(context: Context, pocket: Pocket, archive: Archive, *, lost: bool = False) -> None:
     publications = archive.publications
     number = publications.numbers()[-1] + 1
     publications.stage(
         number,
-        date=publications.next_date(context.clock()),
+        date=publications.next_date(context.clock(), lost=lost),
         valid_for=pocket.valid_for,
         again=publications.current(),
         sign=context.signer(pocket).sign,

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from invirtibuilder import model
 from invirtibuilder.jobs import Jobs
 from invirtibuilder.run import run
+from invirtibuilder.stages.validity import renew
 from invirtibuilder.states import State
 from invirtibuilder.treecopy import Copier
 from tests.support import packages
@@ -125,6 +127,11 @@ def test_clients_go_on(tmp_path: Path) -> None:
         backup = backed_up(place, tmp_path / "backups")
         newer = pushed(place, greet, "1.1")
         assert place.submitted("staging", newer).status.state == State.PUBLISHED
+        # As far ahead of the clock as a Date comes.
+        staging = place.site.pockets["staging"]
+        publications = place.context.archive(staging).publications
+        while not publications.pause(model.utcnow()):
+            assert renew(place.context, staging)
         client.update()
         assert client.candidate("greet") == "1.1"
         before = release(place, "staging")
