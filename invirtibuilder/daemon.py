@@ -284,8 +284,7 @@ class Daemon:
             job = self._context.jobs.create(request)
             self._runner.tell(job)
             words = " ".join((request.action, *request.args))
-            self.log(f"job {job.id}: {words[:300]} by {request.principal}")
-
+            self.log(f"job {job.id}: {words[:300]} by {request.principal}", fields(job))
         elif request.action in ("pause", "resume"):
             self._pause(request)
 

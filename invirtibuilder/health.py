@@ -323,11 +323,16 @@ class _Looker:
         if self.health.up and self.health.acl_written and self.old(self.health.acl_written, most):
             message = f"the doors' table of ACLs is of {self.health.acl_written}"
             self.trouble("acl-old", message, "`invirtibuilder acl compile`; the daemon's log")
+        hint = "`invirtibuilder acl show` tells more"
+        for text in table.get("troubles", ()):
+            self.trouble(
+                "acl", f"administrators: {text}", "`invirtibuilder acl compile` says so, too"
+            )
         for told in self.health.pockets:
             known = dict(table.get("pockets", {})).get(told.name, {})
             told.acl = [str(text) for text in known.get("troubles", ())]
             for text in told.acl:
-                self.trouble("acl", f"{told.name}: {text}", "`invirtibuilder acl show` tells more")
+                self.trouble("acl", f"{told.name}: {text}", hint)
 
 
 def _disk(path: Path, reserve: int) -> tuple[int, Disk]:

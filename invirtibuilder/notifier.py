@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from typing import Any
 from invirtibuilder import acl, config, hookcall, model, sockets
 from invirtibuilder.errors import Denied, Fault, Malformed, NotFound, Unavailable
 from invirtibuilder.hookcall import Hook
+from invirtibuilder.journal import WARNING, Log
 from invirtibuilder.settings import Site
 
-Log = Callable[[str], None]
 SECONDS = 10.0
 """For a whole message to arrive."""
 ROOM = 5.0
@@ -67,7 +67,8 @@ class Notifier:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         if os.geteuid() == 0:
-            self._log("running as root: so do the hooks and the programs of ACLs")
+            text = "running as root: so do the hooks and the programs of ACLs"
+            self._log(text, priority=WARNING)
         with sockets.listening(path) as server:
             self._log(f"ready: {path}")
             sockets.serve(server, self._converse, self._stop, at_once=AT_ONCE)
@@ -90,6 +91,7 @@ class Notifier:
                 self._told.notify_all()
 
     def _answer(self, connection: socket.socket) -> tuple[dict[str, Any], bytes]:
+        about: dict[str, str] = {}
         try:
             site = self._site()
             uid = sockets.peer_uid(connection)
@@ -98,6 +100,7 @@ class Notifier:
             question, content = sockets.receive(
                 connection, limit=hookcall.MAX_EVENT, seconds=SECONDS
             )
+            about["pocket"] = model.printable(str(question.get("pocket", "")))
             if "hook" in question:
                 return self._tell(site, str(question["hook"]), content, connection), b""
             return {"code": 0}, self._ask(site, question)
@@ -105,7 +108,8 @@ class Notifier:
             return {"busy": str(error)}, b""
         except (Fault, OSError) as error:
             why = model.printable(str(error))[: hookcall.MAX_OUTPUT]
-            self._log(why)
+            code = error.code if isinstance(error, Fault) else ""
+            self._log(why, {**about, "code": code}, priority=WARNING)
             return {"failed": why}, b""
 
     def _tell(

@@ -21,7 +21,7 @@ from invirtibuilder import acts, entries, files, model, pauses
 from invirtibuilder.engine import Attempt
 from invirtibuilder.errors import Fault
 from invirtibuilder.jobs import Job, Jobs, Status
-from invirtibuilder.journal import ERROR, WARNING, Log
+from invirtibuilder.journal import ERROR, INFO, WARNING, Log
 from invirtibuilder.pipeline import advance
 from invirtibuilder.schedule import Pending, Turn, in_order
 from invirtibuilder.settings import Site
@@ -376,7 +376,9 @@ class Runner:
             reason = status.reasons[0]["message"][:300] if status.reasons else ""
             why = f": {model.printable(reason)}" if reason else ""
             code = status.reasons[0]["code"] if status.reasons else ""
-            self._log(f"job {job.id}: {status.state}{why}", {**about, "code": code})
+            priority = WARNING if status.state in (State.REFUSED, State.FAILED) else INFO
+            text = f"job {job.id}: {status.state}{why}"
+            self._log(text, {**about, "code": code}, priority=priority)
         except Stopping:
             pass
         except OSError as error:

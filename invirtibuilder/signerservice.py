@@ -26,10 +26,10 @@ from invirtibuilder.apt import exported
 from invirtibuilder.apt.publications import COMMIT, MAX_AHEAD, release_text
 from invirtibuilder.apt.signerclient import MAX_RELEASE, key_json
 from invirtibuilder.errors import Denied, Fault, MachineFault, Malformed, NotFound
+from invirtibuilder.journal import WARNING, About, Log
 from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.stages.context import LABEL, gpg_signer
 
-Log = Callable[[str], None]
 SECONDS = 10.0
 """For a whole message to arrive, or to be taken."""
 AT_ONCE = 16
@@ -61,7 +61,8 @@ class SignerService:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         if os.geteuid() == 0:
-            self._log("running as root: the keys are safe from nobody who becomes root")
+            text = "running as root: the keys are safe from nobody who becomes root"
+            self._log(text, priority=WARNING)
         with sockets.listening(path) as server:
             self._log(f"ready: {path}")
             sockets.serve(server, self._converse, self._stop, at_once=AT_ONCE)
@@ -72,26 +73,29 @@ class SignerService:
         sockets.send(connection, told, content)
 
     def _answer(self, connection: socket.socket) -> tuple[dict[str, Any], bytes]:
+        about: dict[str, str] = {}
         try:
             site, uid = self._site(), sockets.peer_uid(connection)
             if uid not in (0, site.directory.stat().st_uid):
                 raise Denied(f"uid {uid} is neither the site's own account nor root")
             question, content = sockets.receive(connection, limit=MAX_RELEASE, seconds=SECONDS)
             pocket = site.pockets.get(str(question.get("pocket")))
+            about["pocket"] = pocket.name if pocket else ""
             verb = VERBS.get(str(question.get("verb")))
             if pocket is None or verb is None:
                 asked = model.printable(f"{question.get('verb')} {question.get('pocket')}")
                 raise NotFound(f"the signer does not do this: {asked[:200]}")
             told, answer = verb(self, site, pocket, content)
         except MachineFault as fault:
-            return self._refused(fault.code, str(fault), fault.hint), b""
+            return self._refused(fault.code, str(fault), fault.hint, about), b""
         except (Fault, OSError) as error:
-            return self._refused("signer-refused", f"the signer refuses: {error}", ""), b""
+            message = f"the signer refuses: {error}"
+            return self._refused("signer-refused", message, "", about), b""
         return {"ok": True, **told}, answer
 
-    def _refused(self, code: str, message: str, hint: str) -> dict[str, Any]:
+    def _refused(self, code: str, message: str, hint: str, about: About) -> dict[str, Any]:
         message = model.printable(message)[:2000]
-        self._log(f"nothing is signed: {message}")
+        self._log(f"nothing is signed: {message}", {**about, "code": code}, priority=WARNING)
         return {"ok": False, "code": code, "message": message, "hint": hint}
 
     def _sign(self, site: Site, pocket: Pocket, release: bytes) -> tuple[dict[str, Any], bytes]:
@@ -108,7 +112,8 @@ class SignerService:
             files.write_json(path, {"date": date.isoformat(), "sha256": digest}, mode=0o600)
         self._log(
             f"signed {pocket.name}: date {model.iso(date)}, sha256 {digest},"
-            f" superproject commit {commit or 'none'}"
+            f" superproject commit {commit or 'none'}",
+            {"pocket": pocket.name},
         )
         return {"inrelease": len(inrelease)}, inrelease + detached
 

@@ -26,7 +26,7 @@ from typing import IO
 from invirtibuilder import files, model
 from invirtibuilder.engine import GO, ROOM, receive_descriptors
 from invirtibuilder.errors import DISK_FULL, Blame, Cancelled, Fault, MachineFault, Reason
-from invirtibuilder.journal import ERROR, WARNING, Log, silent
+from invirtibuilder.journal import ERROR, INFO, WARNING, Log, silent
 from invirtibuilder.order import Manifest, Order, ResultWriter, read_order
 from invirtibuilder.phases import build, export
 from invirtibuilder.phases.workshop import Workshop
@@ -106,7 +106,8 @@ def _end(order: Order, manifest: Manifest, log: Log) -> str:
     package = str(order.content.get("package", ""))
     code = manifest.reasons[0].code if manifest.reasons else ""
     about = {"job": order.job, "package": package, "code": code}
-    log(f"order {order.kind} {order.attempt}: {end}", about)
+    priority = INFO if manifest.ok else WARNING
+    log(f"order {order.kind} {order.attempt}: {end}", about, priority=priority)
     return end
 
 

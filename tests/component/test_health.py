@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +15,13 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from invirtibuilder import hosting, maintenance, model
+from invirtibuilder import acltable, hosting, maintenance, model
 from invirtibuilder.jobs import Jobs
-from invirtibuilder.run import run
+from invirtibuilder.run import run, started_group
 from invirtibuilder.states import State
 from tests.support import packages
 from tests.support import place as places
-from tests.support.place import Place
+from tests.support.place import ROOT, Place, until
 from tests.support.running import published, put
 
 LONG_AGO = "2020-01-02T03:04:05.678Z"
@@ -196,6 +198,15 @@ def silent_notifier(place: Place) -> None:
     place.edit("site:\n", "site:\n  notifier: run/notify.sock\n")
 
 
+def silent_signer(place: Place) -> None:
+    place.edit("site:\n", "site:\n  signer: run/sign.sock\n")
+
+
+def bad_administrators(place: Place) -> None:
+    place.edit("site:\n", "site:\n  administrators: [{file: run}]\n")
+    place.cli("acl", "compile", check=True)
+
+
 def bad_acl(place: Place) -> None:
     place.cli("acl", "compile", check=True)
     table = place.site.socket.parent / "door.json"
@@ -213,7 +224,9 @@ TROUBLES: dict[str, tuple[Callable[[Place], None], set[str]]] = {
     "a base": (old_base, {"base-old"}),
     "a hook": (failing_hook, {"hook-failing"}),
     "the notifier": (silent_notifier, {"notifier-down"}),
+    "the signer": (silent_signer, {"signer-down"}),
     "an ACL": (bad_acl, {"acl"}),
+    "the administrators' ACL": (bad_administrators, {"acl"}),
 }
 
 
@@ -224,6 +237,47 @@ def test_a_trouble(own: Place, what: str) -> None:
     assert codes(own) == expected
     text = own.cli("status", "--site").text
     assert all(f"[{code}]\n  hint: " in text for code in expected)
+
+
+def written_over(path: Path, **values: str) -> str:
+    """Change a JSON file as its writer would; what it was."""
+    before = path.read_text()
+    beside = path.with_name(".beside")
+    beside.write_text(json.dumps({**json.loads(before), **values}))
+    beside.rename(path)
+    return before
+
+
+def test_an_older_daemon_and_an_older_table(up: Up) -> None:
+    """What only a daemon that is up can be blamed for."""
+    place, _ = up
+    for path, values, code in (
+        (place.site.alive, {"version": "0.0.1"}, "daemon-old"),
+        (acltable.table_file(place.site), {"written": LONG_AGO}, "acl-old"),
+    ):
+        before = written_over(path, **values)
+        found = health(place)["troubles"]
+        assert [trouble["code"] for trouble in found] == [code]
+        assert any(value in found[0]["message"] for value in values.values())
+        path.write_text(before)
+    health(place, 0)
+
+
+def test_a_worker_with_fewer_blocks_of_ids_than_orders(own: Place) -> None:
+    """A real one, which says so itself."""
+    socket = "trusted: {socket: run/worker.sock"
+    own.edit(f"{socket}}}", f"{socket}, jobs: 2}}")
+    path = own.directory / "run/worker.sock"
+    # A place that the account of the ids may pass to, unlike the site's.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        Path(folder).chmod(0o711)
+        argv = [sys.executable, "-m", "invirtibuilder", "worker", "--listen", str(path)]
+        argv += ["--directory", f"{folder}/work", "--slots", "1"]
+        with started_group(argv, cwd=ROOT) as worker:
+            until(lambda: path.exists() or worker.poll() is not None)
+            found = [t for t in health(own)["troubles"] if t["code"] != "daemon-down"]
+    assert [trouble["code"] for trouble in found] == ["few-slots", "few-slots"]  # of both domains
+    assert "blocks of ids for 1 orders, not 2" in found[0]["message"]
 
 
 def test_what_is_paused_and_not_taken_up(up: Up) -> None:
