@@ -90,9 +90,10 @@ def test_memory_of_many_processes(place: Yard) -> None:
     """Each has less than the limit."""
     many = "for i in 1 2 3 4 5 6 7 8; do perl -e '$x = \"x\" x (50 << 20); sleep 4' & done; wait\n"
     ended = build(place, "many", many, limits=Limits(seconds=240, memory=256 << 20))
-    assert ended.manifest.ok is ("memory" not in ended.whole)
-    if "memory" in ended.whole:
-        assert verdict(ended) == ("limit-memory", Blame.PACKAGE)
+    if "memory" not in ended.whole:
+        assert ended.manifest.ok
+        pytest.skip("no control group for memory: only each process is limited, as self-check says")
+    assert verdict(ended) == ("limit-memory", Blame.PACKAGE)
 
 
 @pytest.mark.parametrize("where", [".", "/tmp"])
