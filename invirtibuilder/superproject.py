@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Self
 from invirtibuilder import files, gitcmd, gitobjects, model
 from invirtibuilder.errors import Exit, Fault, Malformed
 from invirtibuilder.gitcmd import git
-from invirtibuilder.gitobjects import TREE, Entries, decode, encode, store_entries
+from invirtibuilder.gitobjects import TREE, decode, encode, entries, read_tree, store_entries
 
 GITLINK = 0o160000
 BLOB = 0o100644
@@ -40,6 +41,70 @@ class Moved(Fault):
 
     exit = Exit.TEMPORARY
     code = "superproject-moved"
+
+
+class Chain:
+    """Commits on top of one another, each with what becomes of one package."""
+
+    def __init__(self, repo: Any, tip: str | None) -> None:
+        self.tip = model.commit_id(tip) if tip else None
+        """The last commit."""
+        self._repo = repo
+        root = _root(repo, self.tip)
+        self._packages = gitobjects.Files(_folder(root, repo, "packages"))
+        self._records = gitobjects.Files(_folder(root, repo, "records"))
+        # A megabyte for 10,000 packages, seldom changed.
+        found = gitobjects.entry(root, ".gitmodules")
+        self._modules = found[0] if found else None
+
+    def add(
+        self,
+        *,
+        package: str,
+        commit: str | None,
+        record: Mapping[str, Any],
+        subject: str,
+        trailers: Mapping[str, str],
+        author: tuple[str, str],
+        date: datetime,
+    ) -> str:
+        """Write the commit that pins `package` at `commit`, on top of the last; its id.
+
+        Without a `commit` the package is no longer there. The same arguments give the same id.
+        `author` is name and mail; name, mail and trailers may hold any character and are encoded.
+        """
+        model.package_name(package)
+        who = gitobjects.identity(*author, date)
+        message = _message(subject, trailers)
+        self._change(package, commit, record)
+        tree = {
+            ".gitmodules": (self._modules_now(), BLOB),
+            "packages": (self._packages.store(self._repo), TREE),
+            "records": (self._records.store(self._repo), TREE),
+        }
+        head = [f"tree {store_entries(self._repo, tree).hex()}"]
+        head += [f"parent {self.tip}"] if self.tip else []
+        text = "\n".join([*head, f"author {who}", f"committer {who}", "", message])
+        self.tip = gitobjects.store(self._repo, "commit", text.encode())
+        return self.tip
+
+    def _change(self, package: str, commit: str | None, record: Mapping[str, Any]) -> None:
+        if commit is None:
+            changed = self._packages.drop(package)
+            self._records.drop(f"{package}.json")
+        else:
+            changed = self._packages.put(package, bytes.fromhex(model.commit_id(commit)), GITLINK)
+            content = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
+            blob = _store(self._repo, "blob", content.encode())
+            self._records.put(f"{package}.json", blob, BLOB)
+        if changed:
+            self._modules = None
+
+    def _modules_now(self) -> bytes:
+        if self._modules is None:
+            text = "".join(_module(name) for name in self._packages.names())
+            self._modules = _store(self._repo, "blob", text.encode())
+        return self._modules
 
 
 @dataclass(frozen=True)
@@ -81,8 +146,8 @@ class Superproject:
     def pins(self, branch: str) -> dict[str, str]:
         """All pins of a branch: package to commit."""
         with gitobjects.opened(self.path) as repo:
-            entries = _folder(_root(repo, _tip(repo, branch)), repo, "packages")
-            return {name: sha.hex() for name, (sha, mode) in entries.items() if mode == GITLINK}
+            pins = entries(_folder(_root(repo, _tip(repo, branch)), repo, "packages"))
+            return {name: sha.hex() for name, (sha, mode) in pins.items() if mode == GITLINK}
 
     def record(self, branch: str, package: str) -> dict[str, Any] | None:
         """What is recorded of this package's publication on the branch."""
@@ -110,8 +175,8 @@ class Superproject:
     def record_ids(self, commit: str) -> dict[str, str]:
         """The id of each record's content in a commit, by package: equal ones are equal."""
         with gitobjects.opened(self.path) as repo:
-            entries = _folder(_root(repo, model.commit_id(commit)), repo, "records")
-            return {name.removesuffix(".json"): sha.hex() for name, (sha, _) in entries.items()}
+            records = entries(_folder(_root(repo, model.commit_id(commit)), repo, "records"))
+            return {name.removesuffix(".json"): sha.hex() for name, (sha, _) in records.items()}
 
     def date(self, commit: str) -> datetime:
         """When a commit of the superproject was made, in UTC."""
@@ -122,57 +187,19 @@ class Superproject:
     def records(self, branch: str) -> dict[str, dict[str, Any]]:
         """All records of a branch, by package."""
         with gitobjects.opened(self.path) as repo:
-            entries = _folder(_root(repo, _tip(repo, branch)), repo, "records")
+            records = entries(_folder(_root(repo, _tip(repo, branch)), repo, "records"))
             return {
-                name.removesuffix(".json"): _json(repo, sha) for name, (sha, _) in entries.items()
+                name.removesuffix(".json"): _json(repo, sha) for name, (sha, _) in records.items()
             }
 
-    def compose(
-        self,
-        *,
-        parent: str | None,
-        package: str,
-        commit: str | None,
-        record: Mapping[str, Any],
-        subject: str,
-        trailers: Mapping[str, str],
-        author: tuple[str, str],
-        date: datetime,
-    ) -> str:
-        """Write the commit that pins `package` at `commit`, on top of `parent`; its id.
+    @contextmanager
+    def chain(self, parent: str | None) -> Iterator[Chain]:
+        """Commits on top of `parent`; their objects are there, synced, once the block is left.
 
-        Without a `commit` the package is no longer there. Objects only, synced; no ref moves. The
-        same arguments give the same id. `author` is name and mail; name, mail and trailers may
-        hold any character and are encoded.
+        Objects only: no ref moves.
         """
-        model.package_name(package)
-        who = gitobjects.identity(*author, date)
         with gitobjects.opened(self.path) as repo:
-            root = _root(repo, model.commit_id(parent) if parent else None)
-            packages = _folder(root, repo, "packages")
-            records = _folder(root, repo, "records")
-            before = set(packages)
-            if commit is None:
-                packages.pop(package, None)
-                records.pop(f"{package}.json", None)
-            else:
-                packages[package] = (bytes.fromhex(model.commit_id(commit)), GITLINK)
-                content = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
-                records[f"{package}.json"] = (_store(repo, "blob", content.encode()), BLOB)
-            modules = _modules(root) if before == packages.keys() else None
-            if modules is None:
-                text = "".join(_module(name) for name in sorted(packages))
-                modules = _store(repo, "blob", text.encode())
-            tree = {
-                ".gitmodules": (modules, BLOB),
-                "packages": (store_entries(repo, packages), TREE),
-                "records": (store_entries(repo, records), TREE),
-            }
-            head = [f"tree {store_entries(repo, tree).hex()}"]
-            head += [f"parent {parent}"] if parent else []
-            head += [f"author {who}", f"committer {who}"]
-            text = "\n".join([*head, "", _message(subject, trailers)])
-            return gitobjects.store(repo, "commit", text.encode())
+            yield Chain(repo, parent)
 
     def move(self, branch: str, new: str, old: str | None) -> None:
         """The commit point: move the branch from `old` to `new`, once; synced.
@@ -213,7 +240,7 @@ class Superproject:
         return git(self.path, "rev-list", "--max-count=1", f"--min-age={seconds}", tip).text or None
 
     def trailers(self, commit: str) -> dict[str, str]:
-        """The trailers of a commit, as they were given to `compose`."""
+        """The trailers of a commit, as they were given to `Chain.add`."""
         with gitobjects.opened(self.path) as repo:
             return _trailers(str(repo.commit(model.commit_id(commit)).message))
 
@@ -221,8 +248,8 @@ class Superproject:
         """Pins and records, by package, as this commit of the superproject has them."""
         with gitobjects.opened(self.path) as repo:
             root = _root(repo, model.commit_id(commit))
-            pins = _folder(root, repo, "packages").items()
-            records = _folder(root, repo, "records").items()
+            pins = entries(_folder(root, repo, "packages")).items()
+            records = entries(_folder(root, repo, "records")).items()
             return (
                 {name: sha.hex() for name, (sha, mode) in pins if mode == GITLINK},
                 {name.removesuffix(".json"): _json(repo, sha) for name, (sha, _) in records},
@@ -286,29 +313,18 @@ def _tip(repo: Any, branch: str) -> str | None:
     return str(reference.commit.hexsha)
 
 
-def _root(repo: Any, commit: str | None) -> Any:
-    return repo.commit(commit).tree if commit else None
+def _root(repo: Any, commit: str | None) -> bytes:
+    return read_tree(repo, repo.commit(commit).tree.binsha) if commit else b""
 
 
-def _folder(tree: Any, repo: Any, name: str) -> Entries:
-    """The entries of a tree below the root."""
-    if tree is None:
-        return {}
-    for sha, mode, entry in tree._cache:
-        if entry == name and mode == TREE:
-            below = gitobjects.git.Tree(repo, sha, TREE, name)
-            return {n: (s, m) for s, m, n in below._cache}
-    return {}
+def _folder(root: bytes, repo: Any, name: str) -> bytes:
+    """A tree below the root."""
+    found = gitobjects.entry(root, name)
+    return read_tree(repo, found[0]) if found and found[1] == TREE else b""
 
 
-def _modules(tree: Any) -> bytes | None:
-    """The .gitmodules that a root tree has: a megabyte for 10,000 packages, seldom changed."""
-    entries = tree._cache if tree is not None else ()
-    return next((sha for sha, _, entry in entries if entry == ".gitmodules"), None)
-
-
-def _entry(repo: Any, commit: str | None, folder: str, name: str) -> tuple[bytes, int] | None:
-    return _folder(_root(repo, commit), repo, folder).get(name)
+def _entry(repo: Any, commit: str | None, folder: str, name: str) -> gitobjects.Entry | None:
+    return gitobjects.entry(_folder(_root(repo, commit), repo, folder), name)
 
 
 def _json(repo: Any, sha: bytes) -> dict[str, Any]:

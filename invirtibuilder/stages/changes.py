@@ -14,6 +14,7 @@ from invirtibuilder.settings import Pocket
 from invirtibuilder.stages import uploads
 from invirtibuilder.stages.context import Context
 from invirtibuilder.stages.uploads import Upload
+from invirtibuilder.superproject import Chain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,27 +39,24 @@ def written(
     pocket: Pocket,
     change: Change,
     *,
-    parent: str | None,
+    chain: Chain,
     number: int,
     date: datetime,
 ) -> dict[str, Any]:
-    """Write the objects of a change, no ref yet: the commit on top of `parent`, and the refs.
+    """Write the objects of a change, no ref yet: the next commit of a chain, and the refs.
 
     It is JSON, to be written down before anything is done: a redo makes the same. Raises Refused
     for what is in the way of a ref.
     """
     refs = _refs(context, pocket, change, date) if change.commit else {}
-    commit = _composed(context, change, parent, number, date)
+    commit = _composed(context, change, chain, number, date)
     return {"package": change.package, "job": change.job, "commit": commit, "refs": refs}
 
 
-def _composed(
-    context: Context, change: Change, parent: str | None, number: int, date: datetime
-) -> str:
+def _composed(context: Context, change: Change, chain: Chain, number: int, date: datetime) -> str:
     site = context.site
     record = {**change.record, "publication": number, "published": model.iso(date)}
-    return context.superproject.compose(
-        parent=parent,
+    return chain.add(
         package=change.package,
         commit=change.commit,
         record=record,

@@ -286,21 +286,22 @@ def _intent(
     session: _Session, together: Sequence[Ready], number: int, date: datetime
 ) -> dict[str, Any]:
     """Objects without any ref yet: a chain of commits, and the refs that go with each."""
-    superproject = session.context.superproject
-    parent = tip = superproject.tip(session.pocket.branch)
+    context, pocket = session.context, session.pocket
+    parent = context.superproject.tip(pocket.branch)
     jobs = []
-    for ready in together:
-        intended: list[dict[str, Any]] = []
-        with _blamed(ready):
-            for change in ready.changes:
-                uploads.same_origs(session.context.site.origs, change.upload)
-                written = changes.written(
-                    session.context, session.pocket, change, parent=tip, number=number, date=date
-                )
-                tip = written["commit"]
-                intended.append(written)
-        jobs.append({"job": ready.job.id, "changes": intended})
-    return {"publication": number, "commit": tip, "parent": parent, "jobs": jobs}
+    with context.superproject.chain(parent) as chain:
+        for ready in together:
+            intended: list[dict[str, Any]] = []
+            with _blamed(ready):
+                for change in ready.changes:
+                    uploads.same_origs(context.site.origs, change.upload)
+                    intended.append(
+                        changes.written(
+                            context, pocket, change, chain=chain, number=number, date=date
+                        )
+                    )
+            jobs.append({"job": ready.job.id, "changes": intended})
+    return {"publication": number, "commit": chain.tip, "parent": parent, "jobs": jobs}
 
 
 # After the commit point.

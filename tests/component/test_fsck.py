@@ -81,16 +81,16 @@ class Published:
         assert tip
         trailers = superproject.trailers(tip)
         change(record)
-        new = superproject.compose(
-            parent=tip,
-            package=self.repo.name,
-            commit=commit or self.repo.commit,
-            record=record,
-            subject="damage",
-            trailers=trailers,
-            author=("Ada", "ada@example.org"),
-            date=superproject.history(POCKET)[0].date,
-        )
+        with superproject.chain(tip) as chain:
+            new = chain.add(
+                package=self.repo.name,
+                commit=commit or self.repo.commit,
+                record=record,
+                subject="damage",
+                trailers=trailers,
+                author=("Ada", "ada@example.org"),
+                date=superproject.history(POCKET)[0].date,
+            )
         superproject.move(POCKET, new, tip)
 
     def kinds(self, *, level: str = "b", full: bool = False) -> set[str]:

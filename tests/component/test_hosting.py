@@ -39,16 +39,16 @@ class Site:
     def pin(self, branch: str, commit: str) -> None:
         """Pin the commit, as publish does."""
         tip = self.superproject.tip(branch)
-        new = self.superproject.compose(
-            parent=tip,
-            package="hello",
-            commit=commit,
-            record={},
-            subject="x",
-            trailers={"Job": "x"},
-            author=("Ada", "ada@example.org"),
-            date=DATE,
-        )
+        with self.superproject.chain(tip) as chain:
+            new = chain.add(
+                package="hello",
+                commit=commit,
+                record={},
+                subject="x",
+                trailers={"Job": "x"},
+                author=("Ada", "ada@example.org"),
+                date=DATE,
+            )
         self.superproject.move(branch, new, tip)
 
     def tag(self, name: str, commit: str) -> str:

@@ -39,17 +39,19 @@ def superproject(tmp_path: Path) -> Superproject:
     return Superproject.create(tmp_path / "superproject.git")
 
 
+VALUES: dict[str, Any] = {
+    "commit": "1" * 40,
+    "record": {"version": "1.0", "files": [{"name": "x"}]},
+    "subject": "1.0 in staging",
+    "trailers": {"Job": "x", "Principal": "alice@EXAMPLE.ORG"},
+    "author": ("alice@EXAMPLE.ORG", "alice@example.org"),
+    "date": DATE,
+}
+
+
 def compose(superproject: Superproject, parent: str | None, package: str, **more: Any) -> str:
-    values: dict[str, Any] = {
-        "commit": "1" * 40,
-        "record": {"version": "1.0", "files": [{"name": "x"}]},
-        "subject": f"{package} 1.0 in staging",
-        "trailers": {"Job": "x", "Principal": "alice@EXAMPLE.ORG"},
-        "author": ("alice@EXAMPLE.ORG", "alice@example.org"),
-        "date": DATE,
-        **more,
-    }
-    return superproject.compose(parent=parent, package=package, **values)
+    with superproject.chain(parent) as chain:
+        return chain.add(package=package, **{**VALUES, **more})
 
 
 def test_the_state_at_a_date(superproject: Superproject) -> None:
@@ -136,6 +138,46 @@ def test_maintain(superproject: Superproject) -> None:
     assert superproject.tip("staging") == tip
     assert superproject.record("staging", "hello") == {"number": 119}
     superproject.move("staging", compose(superproject, tip, "other"), tip)
+
+
+def test_a_chain_is_what_its_commits_would_be_one_by_one(superproject: Superproject) -> None:
+    """Packages come, change and go, with names that sort together."""
+    steps: list[tuple[str, str | None]] = [
+        (name, f"{number}" * 40)
+        for number, name in enumerate(("lib", "lib-x", "lib.a", "lib+", "lib0", "aa", "zz"), 1)
+    ]
+    steps += [("lib", "8" * 40), ("lib+", None), ("nowhere", None), ("lib+", "9" * 40)]
+    tip = None
+    one_by_one = []
+    for package, commit in steps:
+        tip = compose(superproject, tip, package, commit=commit, record={"is": commit})
+        one_by_one.append(tip)
+    other = Superproject.create(superproject.path.with_name("other.git"))
+    with other.chain(None) as chain:
+        found = [
+            chain.add(package=package, **{**VALUES, "commit": commit, "record": {"is": commit}})
+            for package, commit in steps
+        ]
+        assert list(other.path.glob("objects/??/*")) == list(
+            other.path.glob("objects/??/tmp_obj_*")
+        )
+    assert found == one_by_one
+    assert chain.tip
+    other.move("dev", chain.tip, None)
+    run(["git", "fsck", "--strict"], cwd=other.path)
+    assert other.pins("dev") == {name: commit for name, commit in steps if commit}
+    assert other.record("dev", "lib") == {"is": "8" * 40}
+    modules = run(["git", "cat-file", "-p", "dev:.gitmodules"], cwd=other.path).text
+    assert modules.count("[submodule ") == 7
+    sorted_by_git = run(["git", "ls-tree", "--name-only", "dev:packages"], cwd=other.path).text
+    assert sorted_by_git.split() == sorted(other.pins("dev"))
+
+
+def test_of_a_chain_that_breaks_nothing_is_there(superproject: Superproject) -> None:
+    with pytest.raises(Malformed), superproject.chain(None) as chain:
+        chain.add(package="hello", **VALUES)
+        chain.add(package="../x", **VALUES)
+    assert list(superproject.path.glob("objects/??/*")) == []
 
 
 def _race(path: Path, news: Sequence[str], old: str, won: Any) -> None:
