@@ -1,14 +1,16 @@
 """How long one more package takes in a pocket with 10, 1,000 and 10,000, beside reprepro and aptly.
 
-Ours is the whole transaction of the archive: reprepro's database saved and synced, one include,
-one export, a signed publication with by-hash, the switch. `reprepro include` exports and signs in
-place; aptly is `repo add` and `publish update` with by-hash, without Contents. Wants aptly, and
-fills each archive first, which takes minutes at 10,000.
+Ours is the whole stage `publish`, from the lock to the facts of the job: reprepro's database saved
+and synced, one include, one export, a signed publication with by-hash, the superproject's commits,
+the tags, the switch; the dates alone are made up, which would have to be waited for. `reprepro
+include` exports and signs in place; aptly is `repo add` and `publish update` with by-hash, without
+Contents. Wants aptly, and fills each archive first, which takes minutes at 10,000.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -16,19 +18,28 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import threading
+import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from invirtibuilder import files
-from invirtibuilder.apt.publications import Publications
-from invirtibuilder.apt.reprepro import Reprepro
+from invirtibuilder import files, gitobjects, hosting
 from invirtibuilder.apt.signer import GpgSigner
+from invirtibuilder.jobs import Job
 from invirtibuilder.run import run
+from invirtibuilder.stages.publish import publish
+from invirtibuilder.superproject import BLOB, GITLINK
 from tests.bench import figures
 from tests.bench.figures import Bound, Figures
-from tests.support import debs
+from tests.support import debs, packages
+from tests.support import place as places
+from tests.support.debs import PERSON
+from tests.support.place import Place
 
 SIZES = (10, 1000, 10000)
+POCKET = "staging"
 BATCH = 8
 OURS, OURS_BATCH, REPREPRO, APTLY = "ours", "ours, eight at once", "reprepro include", "aptly"
 MAINTAINER = "Maintainer: Test <test@example.org>\n"
@@ -114,48 +125,109 @@ class Incoming:
 
 
 class Ours:
-    """A pocket's archive as the line writes it."""
+    """A pocket of a site, and the stage `publish` as its daemon's threads run it."""
 
-    def __init__(self, root: Path, incoming: Incoming, key: GpgSigner) -> None:
-        self._incoming, self._key = incoming, key
-        architecture = debs.machine_architecture()
-        self.archive = Reprepro(
-            root=root,
-            codename="dev",
-            components=["main"],
-            architectures=[architecture],
-            origin="Example",
-            label="Example dev",
-            suite="dev",
-            description="Test archive",
-        )
-        self.publications = Publications(root=root, codename="dev")
-        self.archive.create()
-        self._now = datetime.now(UTC) - timedelta(days=1)
-        private = self.archive.private
-        fill(private, incoming, f"--outdir={root}", f"--distdir={private / 'dists'}")
-        self.add([])
+    def __init__(self, place: Place, incoming: Incoming) -> None:
+        self._incoming, self._now = incoming, datetime.now(UTC) - timedelta(days=1)
+        self.context = replace(place.context, clock=lambda: self._now)
+        self._place = place
+        self.pocket = self.context.site.pockets[POCKET]
+        hosting.ensure_pocket(self.context, self.pocket)
+        names = [incoming.name(number) for number in range(min(BATCH, incoming.size))]
+        self._repos = {n: packages.native(place.directory / f"{n}.work", n) for n in names}
+        for repo in self._repos.values():
+            place.package(repo)
+        archive = self.context.archive(self.pocket)
+        private = archive.reprepro.private
+        folders = (f"--outdir={private.parent}", f"--distdir={private / 'dists'}")
+        with files.locked(archive.reprepro.lock, inheritable=True) as fd:
+            fill(private, incoming, *folders, codename=self.pocket.codename)
+            archive.reprepro.export(lock_fd=fd)
+            tip = self._pinned()
+            sign, date = self.context.signer(self.pocket).sign, self._now
+            archive.publications.stage(2, date=date, valid_for=None, sign=sign, commit=tip)
+            archive.publications.switch(2)
 
-    def add(self, uploads: list[tuple[str, str, Path]]) -> None:
-        """One transaction and publication."""
+    def _pinned(self) -> str:
+        """A commit of the superproject with all packages, written at once; its id."""
+        superproject = self.context.superproject
+        with gitobjects.opened(superproject.path) as repo:
+
+            def stored(data: str) -> bytes:
+                return bytes.fromhex(gitobjects.store(repo, "blob", data.encode()))
+
+            record = (stored("{}\n"), BLOB)
+            names = [self._incoming.name(number) for number in range(self._incoming.size)]
+            pins = {name: (bytes.fromhex(self._commit(name)), GITLINK) for name in names}
+            modules = "".join(f'[submodule "{name}"]\n\tpath = packages/{name}\n' for name in names)
+            tree = {
+                ".gitmodules": (stored(modules), BLOB),
+                "packages": (gitobjects.store_entries(repo, pins), gitobjects.TREE),
+                "records": (
+                    gitobjects.store_entries(repo, {f"{name}.json": record for name in names}),
+                    gitobjects.TREE,
+                ),
+            }
+            who = gitobjects.identity("Test", "test@example.org", self._now)
+            head = f"tree {gitobjects.store_entries(repo, tree).hex()}\nauthor {who}\n"
+            tip = gitobjects.store(repo, "commit", f"{head}committer {who}\n\nAll\n".encode())
+        superproject.move(self.pocket.branch, tip, None)
+        return tip
+
+    def _commit(self, name: str) -> str:
+        repo = self._repos.get(name)
+        return repo.commit if repo else hashlib.sha1(name.encode()).hexdigest()
+
+    def jobs(self, uploads: list[tuple[str, str, Path]]) -> list[Job]:
+        """Jobs that come to the stage next, each with what the earlier ones have made."""
+        return [self._job(*each) for each in uploads]
+
+    def _job(self, name: str, version: str, changes: Path) -> Job:
+        job = self._place.job(POCKET, self._repos[name])
+        facts: dict[str, list[dict[str, Any]]] = {"source": [], "artifacts": []}
+        for path in sorted(changes.parent.glob(f"{name}_{version}*")):
+            kind = "artifacts" if path.suffix == ".deb" else "source"
+            if path != changes:
+                (job.directory / kind).mkdir(exist_ok=True)
+                os.link(path, job.directory / kind / path.name)
+                size, sha256 = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+                facts[kind].append({"name": path.name, "size": size, "sha256": sha256})
+        deb = facts["artifacts"][0]["name"]
+        admitted = dict.fromkeys(("stamp", "changelog_entry", "pristine_tar", "upstream_tag"))
+        admitted |= {"commit": self._commit(name), "pinned": self._commit(name), "tree": "0" * 40}
+        admitted |= {"version": version, "changelog_version": version, "urgency": "low"}
+        exported = {"files": facts["source"], "dsc": f"{name}_{version}.dsc", "orig_from": {}}
+        built = {"files": facts["artifacts"], "debs": {deb: {"Package": name, "Version": version}}}
+        job.write_fact("admit", {**admitted, "maintainer": PERSON, "changes": [" * Test."]})
+        job.write_fact("export", {**exported, "differences": [], "environment": {}})
+        job.write_fact("build", {**built, "environment": {}, "reused": None})
+        job.write_fact("verify", {"binaries": [deb], "buildinfo": ""})
+        return job
+
+    def add(self, jobs: list[Job]) -> None:
+        """Publish what is ready at once in one transaction."""
         self._now += timedelta(seconds=10)
-        number = (self.publications.current() or 0) + 1
-        with files.locked(self.archive.lock, inheritable=True) as fd:
-            self.archive.begin()
-            came = [changes for _, _, changes in uploads]
-            expected = debs.exchange(self.archive, *came, lock_fd=fd)
-            self.archive.export(lock_fd=fd)
-            date = self.publications.next_date(self._now)
-            sign = self._key.sign
-            if uploads:
-                self.publications.stage(
-                    number, date=date, valid_for=None, sign=sign, prove=expected.prove
-                )
-            else:
-                self.publications.stage(number, date=date, valid_for=None, sign=sign)
-            self.publications.switch(number)
-            self.archive.commit()
-        self.publications.prune(self._now)
+        failed: list[BaseException] = []
+
+        def work(job: Job) -> None:
+            try:
+                publish(self.context, job)
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=work, args=(job,)) for job in jobs]
+        publications = self.context.archive(self.pocket).publications
+        before = publications.current() or 0
+        with files.locked(self.context.archive(self.pocket).reprepro.lock):
+            for thread in threads:
+                thread.start()
+            while len(self.context.ready.of(POCKET)) < len(jobs):
+                time.sleep(0.001)
+        for thread in threads:
+            thread.join()
+        if failed:
+            raise failed[0]
+        assert publications.current() == before + 1
 
 
 class Plain:
@@ -202,13 +274,13 @@ class Aptly:
         run(["aptly", f"-config={self._config}", *words], env=self._env, timeout=1800)
 
 
-def fill(base: Path, incoming: Incoming, *options: str | Path) -> None:
+def fill(base: Path, incoming: Incoming, *options: str | Path, codename: str = "dev") -> None:
     """Add all first versions at once; processincoming takes copies, as it deletes them."""
     copies = base / "incoming"
     shutil.copytree(incoming.first, copies, copy_function=os.link)
     (base / "temporary").mkdir()
     (base / "conf/incoming").write_text(
-        f"Name: all\nIncomingDir: {copies}\nTempDir: {base / 'temporary'}\nDefault: dev\n"
+        f"Name: all\nIncomingDir: {copies}\nTempDir: {base / 'temporary'}\nDefault: {codename}\n"
     )
     argv = ["reprepro", "-b", base, *options, "--silent", "processincoming", "all"]
     run(argv, timeout=1800)
@@ -218,23 +290,26 @@ def fill(base: Path, incoming: Incoming, *options: str | Path) -> None:
 def of_size(size: int, rounds: int, key: GpgSigner, folder: Path) -> Figures:
     """One more version of one package, by each, in turn."""
     incoming = Incoming(folder / "incoming", size)
-    ours = Ours(folder / "ours", incoming, key)
     plain = Plain(folder / "plain", incoming, key)
     aptly = Aptly(folder / "aptly", incoming, key)
     one: list[tuple[str, str, Path]] = []
-    several: list[tuple[str, str, Path]] = []
+    first: list[Job] = []
+    several: list[Job] = []
+    with places.place() as place:
+        ours = Ours(place, incoming)
 
-    def fresh() -> None:
-        one[:] = incoming.newer()
-        several[:] = incoming.newer(BATCH)
+        def fresh() -> None:
+            one[:] = incoming.newer()
+            first[:] = ours.jobs(one)
+            several[:] = ours.jobs(incoming.newer(BATCH))
 
-    cases = {
-        REPREPRO: lambda: plain.add(one),
-        OURS: lambda: ours.add(one),
-        APTLY: lambda: aptly.add(one),
-        OURS_BATCH: lambda: ours.add(several),
-    }
-    return figures.measured(cases, rounds, before=fresh)
+        cases = {
+            REPREPRO: lambda: plain.add(one),
+            OURS: lambda: ours.add(first),
+            APTLY: lambda: aptly.add(one),
+            OURS_BATCH: lambda: ours.add(several),
+        }
+        return figures.measured(cases, rounds, before=fresh)
 
 
 def main() -> int:
