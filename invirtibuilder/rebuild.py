@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from invirtibuilder import debchanges, files, hosting, model
+from invirtibuilder import files, hosting, model
 from invirtibuilder.apt.exchange import Exchange
 from invirtibuilder.errors import Fault
 from invirtibuilder.fsck import content, indices
@@ -24,7 +24,7 @@ from invirtibuilder.fsck.findings import Memory
 from invirtibuilder.jobs import Job, Status
 from invirtibuilder.settings import Pocket
 from invirtibuilder.spool import Request
-from invirtibuilder.stages import transaction, uploads
+from invirtibuilder.stages import again, transaction, uploads
 from invirtibuilder.stages.context import Archive, Context
 from invirtibuilder.states import State
 from invirtibuilder.superproject import Commit
@@ -135,15 +135,12 @@ def _facts(published: list[Published]) -> dict[str, dict[str, Any]]:
     """What each stage would have written, as far as the record has it."""
     last = published[-1]
     record = last.record
-    source = [f for f in record["files"] if not _is_artifact(str(f["name"]))]
-    made = [f for f in record["files"] if _is_artifact(str(f["name"]))]
-    debs = [str(f["name"]) for f in made if str(f["name"]).endswith("deb")]
-    environment = record["environment"]
+    exported, built = again.exported(record), again.built(record)
     admitted = {
         **{key: record[key] for key in ("commit", "tree", "version", "changelog_version")},
         **{key: record[key] for key in ("changelog_entry", "stamp", "pristine_tar")},
         "upstream_tag": record["upstream_tag"],
-        "native": not any(".orig" in str(f["name"]) for f in source),
+        "native": not any(".orig" in str(f["name"]) for f in exported["files"]),
         "urgency": "medium",
         "changes": [],
         "pinned": None,
@@ -162,21 +159,9 @@ def _facts(published: list[Published]) -> dict[str, dict[str, Any]]:
     return {
         "admit": admitted,
         "announce": {"accepted": True},
-        "export": {
-            **{key: record[key] for key in ("dsc", "tree", "orig_from", "differences")},
-            "files": source,
-            "environment": environment["export"],
-            "attempt": "",
-        },
-        "build": {
-            "files": made,
-            "environment": environment["build"],
-            "attempt": "",
-            "debs": {n: _control(n, record) for n in debs},
-            "dependencies": {},
-            "reused": record["reused"],
-        },
-        "verify": {"binaries": debs, "buildinfo": record["buildinfo"]},
+        "export": exported,
+        "build": built,
+        "verify": {"binaries": list(built["debs"]), "buildinfo": record["buildinfo"]},
         "publish": {
             "publication": record["publication"],
             "date": record["published"],
@@ -185,22 +170,6 @@ def _facts(published: list[Published]) -> dict[str, dict[str, Any]]:
             "packages": packages,
         },
         "notify": {"queued": True},
-    }
-
-
-def _is_artifact(name: str) -> bool:
-    return name.endswith((".deb", ".udeb", ".buildinfo"))
-
-
-def _control(name: str, record: Record) -> dict[str, str]:
-    package, version, architecture = debchanges.binary_name(name)
-    return {
-        "Package": package,
-        "Source": str(record["package"]),
-        "Version": str(record["binaries"].get(package, version)),
-        "Architecture": architecture,
-        "Section": "",
-        "Priority": "",
     }
 
 
@@ -213,14 +182,16 @@ def _artifacts(context: Context, pocket: Pocket, folder: Path, record: Record) -
         name = str(file["name"])
         for path in pool.get(name, []):
             if uploads.sha256(path) == file["sha256"]:
-                target = folder / ("artifacts" if _is_artifact(name) else "source") / name
+                target = (
+                    folder / ("artifacts" if name.endswith(again.ARTIFACTS) else "source") / name
+                )
                 try:
                     os.link(path, target)
                 except OSError:
                     shutil.copyfile(path, target)
                 break
     made = {path.name for path in (folder / "artifacts").iterdir()}
-    if not made >= {str(f["name"]) for f in record["files"] if _is_artifact(str(f["name"]))}:
+    if not made >= {str(f["name"]) for f in again.built(record)["files"]}:
         # Only whole artifacts are published again by another job; these are in the pool anyway.
         files.remove_tree(folder / "artifacts")
     files.sync_tree(folder)

@@ -9,6 +9,7 @@ from typing import Any
 from invirtibuilder import debchanges, files, keptbases, model
 from invirtibuilder.errors import Malformed, PackageFault
 from invirtibuilder.jobs import Job
+from invirtibuilder.stages import again
 from invirtibuilder.stages.context import Context
 from invirtibuilder.stages.orders import carry_out, texts
 
@@ -20,7 +21,12 @@ MAX_DIFFERENCE = 500
 
 
 def export(context: Context, job: Job) -> dict[str, Any]:
-    """Have the source package made, and check that it is the one that was asked for."""
+    """Have the source package made, and check that it is the one that was asked for.
+
+    What was published before is not made again.
+    """
+    if kept := again.taken(context, job):
+        return kept
     pocket = context.pocket(job)
     admitted = job.need("admit")
     origs = _stored(context.site.origs, job.package, admitted)

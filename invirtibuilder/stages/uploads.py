@@ -68,6 +68,10 @@ def made_record(job: Job, pocket: Pocket) -> dict[str, Any]:
     """All from which this publication can be re-created; `built` has the files."""
     admitted, exported = job.need("admit"), job.need("export")
     built, verified = job.need("build"), job.need("verify")
+    if before := exported.get("again"):
+        # What it was made from is what it was made from then.
+        again = record_again(before, job, pocket)
+        return {**again, "built": job.id, "reused": built["reused"]}
     return {
         "v": RECORD,
         "job": job.id,
@@ -161,7 +165,7 @@ def gathered(upload: Upload, folder: Path, distribution: str, date: datetime) ->
     """Put the files together in a new folder, with a .changes of them; that one's path."""
     folder.mkdir()
     for path in upload.files:
-        _link_or_copy(path, folder / path.name)
+        link_or_copy(path, folder / path.name)
     changes = folder / f"{upload.package}_{model.without_epoch(upload.version)}.changes"
     changes.write_bytes(
         debchanges.changes(
@@ -233,7 +237,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
+    """Have the same content at `target`, which is not there yet."""
     try:
         os.link(source, target)
     except OSError:

@@ -183,9 +183,13 @@ def test_the_same_commit_in_the_next_pocket_is_not_built_again(line: Line, tmp_p
     first, second = place.submitted("staging", repo), place.submitted("prod", repo)
     check_published(place, first, repo)
     check_published(place, second, repo)
-    assert [order.kind for order in worker.orders] == ["export", "build", "export"]
+    assert [order.kind for order in worker.orders] == ["export", "build"]
     built = [job.need("build")["files"] for job in (first, second)]
     assert built[0] == built[1]
+    records = [place.context.superproject.record(name, "greet") for name in ("staging", "prod")]
+    assert [record and record["built"] for record in records] == [first.id, second.id]
+    assert records[1] and records[1]["reused"] == first.id
+    assert place.cli("fsck", "--full").code == 0
 
 
 FAILURES: dict[str, tuple[str, Answerer, str, Blame, int]] = {

@@ -25,8 +25,7 @@ from invirtibuilder.sandbox import layers
 from invirtibuilder.sandbox.ids import Ids
 from invirtibuilder.sandbox.userns import upper_of
 from invirtibuilder.spool import Request
-from invirtibuilder.stages import orders, publish, transaction
-from invirtibuilder.stages.build import _published_before
+from invirtibuilder.stages import again, orders, publish, transaction
 from invirtibuilder.stages.context import Stopping
 from invirtibuilder.states import State
 from tests.support.line import ME, Line, broken
@@ -195,12 +194,12 @@ def test_artifacts_are_reused_only_between_like_pockets(
 ) -> None:
     line.package("hello")
     assert line.run(line.job("staging", "hello")).status.state == State.PUBLISHED
-    again = line.job("prod", "hello")
-    run_until(line, again, "build")
-    prod = line.site.pockets["prod"]
-    assert _published_before(line.context, again, prod)
-    other = dataclasses.replace(prod, **difference)
-    assert not _published_before(line.context, again, other)
+    job = line.job("prod", "hello")
+    run_until(line, job, "export")
+    assert again.taken(line.context, job)
+    other = dataclasses.replace(line.site.pockets["prod"], **difference)
+    site = dataclasses.replace(line.site, pockets={**line.site.pockets, "prod": other})
+    assert again.taken(dataclasses.replace(line.context, site=site), job) is None
 
 
 # Workers.

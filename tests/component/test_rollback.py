@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from invirtibuilder import hosting
+from invirtibuilder import hosting, rebuild
 from invirtibuilder.errors import Refused
+from invirtibuilder.fsck import check
 from invirtibuilder.jobs import Job
 from invirtibuilder.run import run
 from invirtibuilder.spool import Request
+from invirtibuilder.stages import again
 from invirtibuilder.stages.rollback import assess_rollback
 from invirtibuilder.states import State
 from tests.support.aptclient import AptClient
@@ -89,12 +91,48 @@ def test_a_pocket_goes_back_whole(line: Line, apt: AptClient) -> None:
     assert (apt.candidate("alpha"), apt.candidate("beta")) == ("1.0", "")
     events = [p.name for p in sorted((line.site.events / job.id).glob("*-*.json"))]
     assert [name[3:-5] for name in events] == ["submitted", "started", "published"]
-    # What was given up is published again, not rebuilt.
-    line.engine.tree = line.work["alpha"].git("rev-parse", "HEAD^{tree}").text
+
+
+@pytest.mark.parametrize("lost", ["", "buildinfo", "jobs"])
+def test_what_was_given_up_is_published_again_and_not_made_again(line: Line, lost: str) -> None:
+    """Also when it would come out otherwise by now, and when only the pool still has it."""
+    allowed(line)
+    first = published(line, "alpha", "1.0")
+    published(line, "alpha", "2.0")
+    before = line.context.superproject.record("staging", "alpha") or {}
+    assert rolled_back(line, "staging", first).status.state == State.PUBLISHED
+    for path in line.site.jobs.rglob("*.buildinfo") if lost == "buildinfo" else ():
+        path.unlink()
+    if lost == "jobs":
+        shutil.rmtree(line.site.jobs)
+        list(rebuild.rebuild(line.context))
+    line.engine.content = "of a newer compressor"
+    asked = len(line.engine.asked)
     job = line.run(line.job("staging", "alpha"))
     assert job.status.state == State.PUBLISHED, job.status
     assert versions(line) == {"alpha": "2.0"}
-    assert job.need("build")["reused"]
+    assert line.engine.asked[asked:] == []
+    after = line.context.superproject.record("staging", "alpha") or {}
+    assert after["files"] == before["files"]
+    assert (after["job"], after["built"], after["reused"]) == (job.id, job.id, before["built"])
+    pockets = list(line.site.pockets.values())
+    report = check.check(line.context, pockets, level="b", full=True, mend=False)
+    assert not report.drift, report.lines
+    # And it goes on to be promoted, rolled back and published.
+    assert rolled_back(line, "staging", first).status.state == State.PUBLISHED
+    assert line.run(line.job("prod", "alpha")).status.state == State.PUBLISHED
+
+
+def test_what_is_kept_nowhere_is_not_published_again(line: Line) -> None:
+    allowed(line)
+    first = published(line, "alpha", "1.0")
+    published(line, "alpha", "2.0")
+    assert rolled_back(line, "staging", first).status.state == State.PUBLISHED
+    job = line.until(line.job("staging", "alpha"), "export")
+    assert again.taken(line.context, job)
+    for path in [*line.site.jobs.rglob("alpha_2.0*"), *line.site.archive.rglob("alpha_2.0*")]:
+        path.unlink()
+    assert again.taken(line.context, job) is None
 
 
 def test_apt_goes_back_with_the_preferences_for_it(line: Line, apt: AptClient) -> None:

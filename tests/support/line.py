@@ -48,6 +48,7 @@ class CannedEngine:
     hang: bool = False
     extra: int = 0
     base: str = "0" * 64
+    content: str = ""  # of what is made
     asked: list[Order] = dataclasses.field(default_factory=list)
     held: list[int] = dataclasses.field(default_factory=list)
 
@@ -91,7 +92,7 @@ class CannedEngine:
             return {}
         content = order.content
         source, version = content["package"], content["version"]
-        debs.upload(folder, source, version)
+        debs.upload(folder, source, version, content=self.content)
         if order.kind == "export":
             found = [*folder.glob("*.dsc"), *folder.glob("*.tar.xz")]
             report: dict[str, Any] = {"tree": self.tree, "orig_from": {}, "differences": []}
