@@ -24,12 +24,17 @@ class BinaryPackage:
     source: str
     provides: tuple[tuple[str, str], ...]  # name and version, or nothing
     needs: tuple[tuple[Alternative, ...], ...]
+    rivals: frozenset[str] = frozenset()  # the names in Breaks and Conflicts
+    stanza: str = ""
 
 
 def read_packages(path: Path) -> list[BinaryPackage]:
     """All stanzas of an uncompressed Packages file."""
-    with path.open("rb") as file:
-        return [_binary(p) for p in Packages.iter_paragraphs(file, use_apt_pkg=False)]
+    found = []
+    for stanza in path.read_text(encoding="utf-8", errors="replace").split("\n\n"):
+        for paragraph in Packages.iter_paragraphs(stanza.strip("\n"), use_apt_pkg=False):
+            found.append(_binary(paragraph, stanza.strip("\n")))
+    return found
 
 
 def sources_of(path: Path, names: Iterable[str]) -> dict[str, str]:
@@ -49,10 +54,11 @@ def sources_of(path: Path, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _binary(paragraph: Packages) -> BinaryPackage:
+def _binary(paragraph: Packages, stanza: str) -> BinaryPackage:
     relations: Any = paragraph.relations
     needs = [*relations["pre-depends"], *relations["depends"]]
     provides = [_alternative(a) for group in relations["provides"] for a in group]
+    rivals = [a for key in ("breaks", "conflicts") for group in relations[key] for a in group]
     name = str(paragraph["Package"])
     return BinaryPackage(
         name=name,
@@ -60,6 +66,8 @@ def _binary(paragraph: Packages) -> BinaryPackage:
         source=str(paragraph.get("Source", name)).partition(" ")[0],
         provides=tuple((of, version) for of, _, version in provides),
         needs=tuple(tuple(_alternative(a) for a in group) for group in needs),
+        rivals=frozenset(str(a["name"]) for a in rivals),
+        stanza=stanza,
     )
 
 

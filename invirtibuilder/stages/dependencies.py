@@ -1,12 +1,13 @@
 """Whether packages that move to another pocket leave a dependency behind, there or here.
 
-A pocket has one version of a package, so each dependency is met there, or is not: no solver is
-needed. One that neither pocket meets is the mirror's.
+A pocket has one version of a package, so each dependency is met there, or is not; that is said by
+name. What a solver has to tell, such as Breaks and Conflicts, `apt-get -s` does on the repository
+that would be. A dependency that neither pocket meets is the mirror's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from invirtibuilder import debsource
@@ -17,6 +18,7 @@ from invirtibuilder.apt.packages import (
     read_packages,
     sources_of,
 )
+from invirtibuilder.apt.simulation import simulation
 from invirtibuilder.errors import Reason
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Context
@@ -29,6 +31,7 @@ class _World:
 
     def __init__(self, packages: Iterable[BinaryPackage]) -> None:
         self.packages = list(packages)
+        self.names = {package.name for package in self.packages}
         self._versions: dict[str, list[tuple[str, str]]] = {}
         for package in self.packages:
             for name, version in ((package.name, package.version), *package.provides):
@@ -86,7 +89,7 @@ def left_behind(
                 hint = f"a version of {package.source} that goes with it has to come, too"
                 broken.append((package, need, source, hint))
     elsewhere = _mirror([need for _, need, _, _ in broken], target)
-    return [
+    found = [
         Reason(
             code="dependency-broken",
             message=f"{package.name} {package.version} needs {_text(need)}, which {target.name}"
@@ -96,6 +99,64 @@ def left_behind(
         for package, need, source, hint in broken
         if not elsewhere.meets(need)
     ]
+    return found or _told_by_apt(
+        moved, _World([*after.packages, *elsewhere.packages]), there, target
+    )
+
+
+def _told_by_apt(
+    moved: Sequence[BinaryPackage], after: _World, there: _World, target: Pocket
+) -> list[Reason]:
+    """What APT could not install of `after`, and can where the packages come from.
+
+    What stays is asked about beside what came if one speaks of the other. That two packages
+    exclude each other there as well is as it is meant.
+    """
+    came = {package.name for package in moved}
+    beside = {p.name for p in after.packages if p.name not in came and _related(p, moved)}
+    groups = [came, came | (beside & there.names)]
+    with (
+        simulation(_stanzas(after), target.architectures) as then,
+        simulation(_stanzas(there), target.architectures) as now,
+    ):
+        if not any(then.trouble(sorted(group)) for group in groups if group):
+            return []
+        asked = [[name] for name in sorted(came)]
+        asked += [[name, other] for name in sorted(came) for other in sorted(beside & there.names)]
+        found = {
+            words: names
+            for names in asked
+            if (words := then.trouble(names)) and not now.trouble(names)
+        }
+    return [
+        Reason(
+            code="dependency-broken",
+            message=f"{' beside '.join(names)} could not be installed from {target.name}: {words}",
+            hint="promote what goes with it as well",
+        )
+        for words, names in found.items()
+    ]
+
+
+def _related(package: BinaryPackage, moved: Sequence[BinaryPackage]) -> bool:
+    """Whether it needs one of these or its virtual packages, or one of the two is a rival."""
+    names = {n for each in moved for n in (each.name, *(name for name, _ in each.provides))}
+    needed = {name for need in package.needs for name, _, _ in need}
+    own = {package.name, *(name for name, _ in package.provides)}
+    return bool(names & (needed | package.rivals)) or any(own & each.rivals for each in moved)
+
+
+def _stanzas(world: _World) -> Iterator[str]:
+    """An index of these packages, and of something that meets each need that is the mirror's."""
+    for package in world.packages:
+        head = f"Package: {package.name}\nVersion: {package.version}\nArchitecture: all"
+        yield package.stanza or head
+    needs = dict.fromkeys(need for package in world.packages for need in package.needs)
+    for need in needs:
+        if not world.meets(need):
+            name, relation, wanted = need[0]
+            after = {"<<": "~", ">>": "+"}.get(relation, "")
+            yield f"Package: {name}\nVersion: {wanted or '0'}{after}\nArchitecture: all"
 
 
 def owners(context: Context, pocket: Pocket, names: Collection[str]) -> dict[str, str]:

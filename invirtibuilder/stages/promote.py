@@ -239,7 +239,13 @@ def _changes(context: Context, job: Job, pocket: Pocket) -> list[Change]:
     origin = context.site.pockets.get(job.request.args[0])
     if origin is None:
         raise Fault(f"no such pocket: {job.request.args[0]}", code="no-pocket")
-    return [_change(context, job, origin, pocket, p) for p in job.need("admit")["packages"]]
+    admitted = job.need("admit")
+    if not admitted["despite"]:
+        # Something may have gone from the pocket since.
+        names = [found["package"] for found in admitted["packages"]]
+        if broken := left_behind(context, origin, pocket, names):
+            raise Refused(broken)
+    return [_change(context, job, origin, pocket, p) for p in admitted["packages"]]
 
 
 def _change(

@@ -12,9 +12,11 @@ import pytest
 from invirtibuilder.errors import Refused
 from invirtibuilder.fsck import check
 from invirtibuilder.jobs import Job
+from invirtibuilder.pipeline import advance
 from invirtibuilder.run import run
 from invirtibuilder.spool import Request
 from invirtibuilder.stages import promote, uploads
+from invirtibuilder.stages.context import Stopping
 from invirtibuilder.stages.promote import assess_promotion
 from invirtibuilder.states import State
 from tests.support.line import ME, Line
@@ -59,7 +61,13 @@ def versions(line: Line, pocket: str) -> dict[str, str]:
 
 
 def depending(line: Line, monkeypatch: pytest.MonkeyPatch, **depends: str) -> None:
-    """Binary packages of these names, as the canned worker makes them, get these Depends."""
+    """Binary packages of these names, as the canned worker makes them, get these Depends.
+
+    Or another field, where that is named.
+    """
+
+    def field(words: str) -> str:
+        return words if ":" in words else f"Depends: {words}"
 
     def build(argv: Any, **more: Any) -> Any:
         if "--build" in argv:
@@ -67,9 +75,7 @@ def depending(line: Line, monkeypatch: pytest.MonkeyPatch, **depends: str) -> No
             for name, needs in depends.items():
                 text = control.read_text()
                 if text.startswith(f"Package: {name}\n"):
-                    control.write_text(
-                        text.replace("Maintainer:", f"Depends: {needs}\nMaintainer:")
-                    )
+                    control.write_text(text.replace("Maintainer:", f"{field(needs)}\nMaintainer:"))
         return run(argv, **more)
 
     monkeypatch.setattr("tests.support.debs.run", build)
@@ -182,6 +188,59 @@ def test_dependencies_that_stay_behind_are_named(
         line.context, [line.site.pockets["prod"]], level="b", full=True, mend=False
     )
     assert not report.drift, report.findings
+
+
+def test_what_apt_could_not_install_beside_what_stays_is_named(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed(line, "prod")
+    published(line, "beta")
+    job = line.run(promotion(line, "staging", "prod", "beta"))
+    assert job.status.state == State.PUBLISHED, job.status
+    depending(line, monkeypatch, alpha="Breaks: beta (<< 2.0)", gamma="Conflicts: delta")
+    for name in ("alpha", "delta", "gamma"):
+        published(line, name)
+    # Two that exclude each other everywhere do so on purpose.
+    job = line.run(promotion(line, "staging", "prod", "delta"))
+    assert job.status.state == State.PUBLISHED, job.status
+    assert line.run(promotion(line, "staging", "prod", "gamma")).status.state == State.PUBLISHED
+    # Nor is it the move's fault where alpha has the same trouble.
+    job = line.run(promotion(line, "staging", "prod", "alpha"))
+    assert job.status.state == State.PUBLISHED, job.status
+    published(line, "beta", "2.0")
+    published(line, "alpha", "1.1")
+    message = refusal(line, "staging", "prod", "alpha")["dependency-broken"]
+    assert message.startswith("alpha beside beta could not be installed from prod: ")
+    assert "alpha : Breaks: beta (< 2.0)" in message
+    job = line.run(promotion(line, "staging", "prod", "alpha", "beta"))
+    assert job.status.state == State.PUBLISHED, job.status
+
+
+def test_what_the_pocket_has_lost_in_the_meantime_is_seen(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed(line, "prod")
+    acl: Any = line.site.pockets["prod"].acl
+    acl["rollback"] = acl["submit"]
+    for name in ("zeta", "beta"):
+        published(line, name)
+        job = line.run(promotion(line, "staging", "prod", name))
+        assert job.status.state == State.PUBLISHED, job.status
+    before = line.context.superproject.history("prod")[1].id
+    depending(line, monkeypatch, alpha="beta (>= 1.0)")
+    published(line, "alpha")
+    waiting = promotion(line, "staging", "prod", "alpha")
+    announced = dataclasses.replace(
+        line.context, stopping=lambda: waiting.fact("announce") is not None
+    )
+    with pytest.raises(Stopping):
+        advance(announced, waiting)
+    back = Request.new("rollback", ["prod", before], principal=ME, via="test")
+    assert line.run(line.context.jobs.create(back)).status.state == State.PUBLISHED
+    line.run(waiting)
+    assert waiting.status.state == State.REFUSED
+    assert [r["code"] for r in waiting.status.reasons] == ["dependency-broken"]
+    assert versions(line, "prod") == {"zeta": "1.0"}
 
 
 def test_what_is_rebuilt_and_what_moves_come_together(line: Line) -> None:
