@@ -30,14 +30,7 @@ def export(context: Context, job: Job) -> dict[str, Any]:
     pocket = context.pocket(job)
     admitted = job.need("admit")
     origs = _stored(context.site.origs, job.package, admitted)
-    bundle = job.directory / "repository.bundle"
-    files.remove_tree(bundle)
-    wanted = {"refs/export/commit": admitted["commit"]}
-    if admitted["pristine_tar"]:
-        wanted["refs/export/pristine-tar"] = admitted["pristine_tar"]
-    if admitted["upstream_tag"]:
-        wanted["refs/export/upstream-tag"] = admitted["upstream_tag"]["object"]
-    context.repository(job.package).bundle(bundle, wanted)
+    bundle = _bundled(context, job, admitted)
     content = {
         "package": job.package,
         "version": admitted["version"],
@@ -81,6 +74,19 @@ def export(context: Context, job: Job) -> dict[str, Any]:
         "environment": texts(manifest.environment, MAX_FIELDS),
         "attempt": manifest.attempt,
     }
+
+
+def _bundled(context: Context, job: Job, admitted: dict[str, Any]) -> Path:
+    """The commit, and what the upstream tarball is made from, with all of their history."""
+    bundle = job.directory / "repository.bundle"
+    files.remove_tree(bundle)
+    wanted = {"refs/export/commit": admitted["commit"]}
+    if admitted["pristine_tar"]:
+        wanted["refs/export/pristine-tar"] = admitted["pristine_tar"]
+    if admitted["upstream_tag"]:
+        wanted["refs/export/upstream-tag"] = admitted["upstream_tag"]["object"]
+    context.repository(job.package).bundle(bundle, wanted)
+    return bundle
 
 
 def _stored(store: Path, package: str, admitted: dict[str, Any]) -> dict[str, Path]:
