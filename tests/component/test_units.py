@@ -146,6 +146,114 @@ LIFE = frozenset(
     """.split()
 )
 """Settings that say how a service lives and what it may use up; all others say what it may do."""
+LIVES: dict[str, dict[str, str]] = {
+    "invirtibuilder": {
+        "Service.Type": "notify",
+        "Service.NotifyAccess": "main",
+        "Service.Restart": "always",
+        "Service.RestartSec": "5",
+        "Service.RestartPreventExitStatus": "78",
+        "Service.WatchdogSec": "5min",
+        "Service.TimeoutStartSec": "30min",
+        "Service.TimeoutStopSec": "10min",
+        "Service.TasksMax": "1024",
+        "Service.MemoryMax": "4G",
+        "Service.LimitNOFILE": "16384",
+        "Service.OOMScoreAdjust": "-500",
+    },
+    "signer": {
+        "Unit.StartLimitIntervalSec": "0",
+        "Service.Restart": "on-failure",
+        "Service.RestartSec": "5",
+        "Service.TasksMax": "128",
+        "Service.MemoryMax": "1G",
+    },
+    "notifier": {
+        "Unit.StartLimitIntervalSec": "0",
+        "Service.Restart": "on-failure",
+        "Service.RestartSec": "5",
+        "Service.TasksMax": "512",
+        "Service.MemoryMax": "2G",
+    },
+    "remctld": {
+        "Unit.StartLimitIntervalSec": "0",
+        "Service.Restart": "always",
+        "Service.RestartSec": "5",
+        "Service.TasksMax": "512",
+        "Service.MemoryMax": "2G",
+    },
+    "worker@": {
+        "Unit.StartLimitIntervalSec": "0",
+        "Service.ExecReload": "/bin/kill -HUP $MAINPID",
+        "Service.KillMode": "process",
+        "Service.Restart": "on-failure",
+        "Service.RestartSec": "10",
+        "Service.Delegate": "pids memory cpu",
+        "Service.DelegateSubgroup": "invirtibuilder",
+        "Service.OOMPolicy": "continue",
+        "Service.TasksMax": "infinity",
+        "Service.LimitNOFILE": "65536",
+        "Service.CPUWeight": "50",
+        "Service.IOWeight": "50",
+    },
+    "base-refresh": {
+        "Service.Type": "oneshot",
+        "Service.TasksMax": "64",
+        "Service.MemoryMax": "1G",
+    },
+    "fsck-mail": {
+        "Service.Type": "oneshot",
+        "Service.TasksMax": "64",
+        "Service.MemoryMax": "256M",
+    },
+    **dict.fromkeys(
+        ("fsck", "gc"),
+        {
+            "Service.Type": "oneshot",
+            "Service.Nice": "10",
+            "Service.IOSchedulingClass": "idle",
+            "Service.TasksMax": "256",
+            "Service.MemoryMax": "4G",
+            "Service.LimitNOFILE": "16384",
+        },
+    ),
+}
+"""How each service lives: started again by itself, watched, bounded. A worker's memory and
+processes are bounded by order, so the worker has no bound of its own."""
+SOCKETS = {
+    **dict.fromkeys(("signer", "notifier"), {"Socket.TriggerLimitIntervalSec": "0"}),
+    "worker@": {"Socket.TriggerLimitIntervalSec": "0", "Socket.Backlog": "16"},
+    "remctld": {"Socket.Backlog": "128", "Socket.NoDelay": "true"},
+}
+
+
+def life(unit: Unit) -> dict[str, str]:
+    """What a unit says about how it lives."""
+    keys = {f"Service.{name}" for name in LIFE - {"ExecStart"}} | {"Unit.StartLimitIntervalSec"}
+    keys |= {f"Socket.{name}" for name in ("TriggerLimitIntervalSec", "Backlog", "NoDelay")}
+    return {key: " ".join(unit.settings[key]) for key in unit.settings if key in keys}
+
+
+def short(name: str) -> str:
+    """A unit's name without what all have."""
+    return name.removeprefix("invirtibuilder-").rpartition(".")[0]
+
+
+@pytest.mark.parametrize("name", [*SERVICES, *(n for n in units() if n.endswith(".socket"))])
+def test_how_they_live(name: str) -> None:
+    """Nothing that bounds, watches or restarts one is lost without somebody changing this."""
+    table = SOCKETS if name.endswith(".socket") else LIVES
+    assert life(units()[name]) == table[short(name)]
+
+
+def test_what_is_started_again_always_is() -> None:
+    """A failure that lasts for a while is waited out; only a configuration is not."""
+    for unit in ALL:
+        if restart := unit.one("Service.Restart"):
+            assert restart in ("always", "on-failure")
+            tries = unit.one("Unit.StartLimitIntervalSec") == "0"
+            # By default it is five starts in ten seconds.
+            assert tries or int(unit.one("Service.RestartSec") or 0) * 5 > 10, unit.name
 
 
 def test_the_timers_work_is_as_confined_as_the_daemon() -> None:
