@@ -13,6 +13,7 @@ import json
 import os
 import pwd
 import socket
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,19 @@ import seccomp
 
 DONE = """
 User UMask CapabilityBoundingSet AmbientCapabilities NoNewPrivileges ProtectSystem ReadWritePaths
-ProtectHome InaccessiblePaths PrivateTmp PrivateIPC PrivateNetwork RestrictAddressFamilies
+ProtectHome InaccessiblePaths DevicePolicy DeviceAllow PrivateTmp PrivateIPC PrivateNetwork RestrictAddressFamilies
 RestrictNamespaces RestrictSUIDSGID MemoryDenyWriteExecute LockPersonality RestrictRealtime
 ProtectProc ProcSubset ProtectControlGroups ProtectKernelTunables SystemCallErrorNumber
-SystemCallFilter
+SystemCallFilter StandardOutput StandardError
 """
 """What is done here."""
 LEFT = """
-SystemCallArchitectures PrivateDevices DevicePolicy ProtectClock ProtectHostname ProtectKernelLogs
+SystemCallArchitectures PrivateDevices ProtectClock ProtectHostname ProtectKernelLogs
 ProtectKernelModules KeyringMode RemoveIPC IPAddressDeny
 ExecStart Environment Type NotifyAccess ExecReload Restart RestartSec RestartPreventExitStatus
 WatchdogSec TimeoutStartSec TimeoutStopSec OOMScoreAdjust OOMPolicy KillMode Delegate
 DelegateSubgroup MemoryMax TasksMax LimitNOFILE CPUWeight IOWeight Nice IOSchedulingClass
-StandardOutput StandardError LogsDirectory AppArmorProfile SELinuxContext
+LogsDirectory AppArmorProfile SELinuxContext
 """
 """What is not: denied by the above as well, or the manager's own to do."""
 UNDERSTOOD = frozenset((DONE + LEFT).split())
@@ -75,11 +76,26 @@ def _paths(told: dict[str, Any], name: str) -> list[str]:
     return [path for path, may_lack in found if not may_lack or Path(path).exists()]
 
 
+def _close_devices(told: dict[str, Any]) -> None:
+    """What of /dev may not be opened is covered by a file that nobody may open."""
+    names = ("null", "zero", "full", "random", "urandom", "tty", "ptmx")
+    left = {*(f"/dev/{name}" for name in names), *told.get("DeviceAllow", ())}
+    closed = Path("/run/no-device")
+    closed.touch(0)
+    for path in Path("/dev").rglob("*"):
+        kind = path.lstat().st_mode
+        device = stat.S_ISCHR(kind) or stat.S_ISBLK(kind)
+        if device and str(path) not in left and path.parent.name != "pts":
+            _mount(str(closed), str(path), flags=_BIND)
+
+
 def _enter(told: dict[str, Any]) -> None:
     """Namespaces and mounts."""
     spaces = NEWNS | (NEWIPC if "PrivateIPC" in told else 0)
     _call("unshare", spaces | (NEWNET if "PrivateNetwork" in told else 0))
     _mount("", "/", flags=_REC | _PRIVATE)
+    if told.get("DevicePolicy") == "closed":
+        _close_devices(told)
     writable = _paths(told, "ReadWritePaths")
     for path in writable:
         _mount(path, path, flags=_BIND | _REC)
@@ -114,10 +130,11 @@ def _become(told: dict[str, Any]) -> None:
         # Of the kernel's own, PR_CAPBSET_READ says something.
         if name not in kept and _libc.prctl(23, number, 0, 0, 0) >= 0:
             _call("prctl", 24, number, 0, 0, 0)
-    user = pwd.getpwnam(told["User"])
-    os.initgroups(user.pw_name, user.pw_gid)
-    os.setresgid(*[user.pw_gid] * 3)
-    os.setresuid(*[user.pw_uid] * 3)
+    if "User" in told:
+        user = pwd.getpwnam(told["User"])
+        os.initgroups(user.pw_name, user.pw_gid)
+        os.setresgid(*[user.pw_gid] * 3)
+        os.setresuid(*[user.pw_uid] * 3)
     os.umask(int(told["UMask"], 8))
     if "NoNewPrivileges" in told:
         _call("prctl", 38, 1, 0, 0, 0)
@@ -151,23 +168,37 @@ def _filter(told: dict[str, Any]) -> None:
     rules.load()
 
 
-def _listen(path: str) -> None:
-    """The socket of the socket's unit, as the third descriptor."""
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    Path(path).unlink(missing_ok=True)
-    server.bind(path)
-    os.chown(path, 0, grp.getgrnam("invirtibuilder").gr_gid)
-    Path(path).chmod(0o660)
-    server.listen(16)
+def _listen(address: str) -> None:
+    """The socket of the socket's unit, as the third descriptor: at a path, or a port of loopback."""
+    if address.isdigit():
+        server = socket.create_server(("127.0.0.1", int(address)), backlog=128)
+    else:
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        Path(address).unlink(missing_ok=True)
+        server.bind(address)
+        os.chown(address, 0, grp.getgrnam("invirtibuilder").gr_gid)
+        Path(address).chmod(0o660)
+        server.listen(16)
     os.dup2(server.detach(), 3)
     os.set_inheritable(3, True)
     os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
 
 
+def _output(told: dict[str, Any]) -> None:
+    """A file that both outputs go to, made by the manager as root."""
+    if path := told.get("StandardOutput", "").removeprefix("truncate:"):
+        assert told["StandardError"] == "inherit"
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+
+
 def main() -> None:
     """Become what the unit says."""
     told = json.loads(sys.argv[1])
-    os.environ |= {"HOME": pwd.getpwnam(told["User"]).pw_dir, "LC_ALL": "C.UTF-8"}
+    home = pwd.getpwnam(told["User"]).pw_dir if "User" in told else "/root"
+    os.environ |= {"HOME": home, "LC_ALL": "C.UTF-8"}
+    _output(told)
     if told["listen"]:
         _listen(told["listen"])
     _enter(told)
