@@ -130,6 +130,14 @@ def test_what_they_start(unit: Unit) -> None:
         assert "Install.WantedBy" not in units()[name].settings, "the daemon starts it"
 
 
+@pytest.mark.parametrize("unit", ALL, ids=lambda unit: unit.name)
+def test_devices(unit: Unit) -> None:
+    """None but those that do nothing; a worker's machines have KVM."""
+    assert unit.one("Service.DevicePolicy") == "closed"
+    kvm = ["/dev/kvm", "rw"] if "worker" in unit.name else []
+    assert unit.all("Service.DeviceAllow") == kvm
+
+
 def test_the_daemon_starts_all_sockets_of_its_own() -> None:
     daemon = units()["invirtibuilder.service"]
     ours = {name for name in units() if name.endswith(".socket") and "remctld" not in name}
