@@ -22,6 +22,9 @@ from tests.support.repository import TOP
 PAGES = sorted(FOLDER.iterdir())
 COMMANDS = [pytest.param(command, path, id=command) for command, path in manpages.pages().items()]
 
+CHOSEN = {"ACTION": "submit"}
+"""Of words in capitals that stand for one of a few: which."""
+
 
 def man(page: Path, *options: str) -> tuple[str, str]:
     """A page as text, and what man has to say about it."""
@@ -64,6 +67,20 @@ def test_examples(command: str, path: Path) -> None:
     ours = [shlex.split(line)[1:] for line in lines if line.strip().startswith("invirtibuilder ")]
     assert [parser.parse_args(words).command for words in ours] == [command] * len(ours)
     assert ours, f"{path.name}: no example begins with `invirtibuilder {command}`"
+
+
+@pytest.mark.parametrize(("command", "path"), COMMANDS)
+def test_what_is_not_in_brackets_is_enough(command: str, path: Path) -> None:
+    """A line of the synopsis without what is in brackets is a command that the parser takes."""
+    found = re.sub(r"\s+", " ", section(path, "SYNOPSIS")).strip()
+    lines = [line.strip() for line in re.split(r"(?=\binvirtibuilder )", found) if line.strip()]
+    assert lines
+    for line in lines:
+        least = line
+        while "[" in least:
+            least = re.sub(r"\[[^][]*\]", "", least)
+        words = [CHOSEN.get(word, word) for word in shlex.split(least)]
+        assert main.make_parser().parse_args(words[1:]).command == command, line
 
 
 def test_the_overview() -> None:

@@ -125,7 +125,7 @@ def _arguments_of(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def _options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Options in brackets, those that exclude each other together."""
+    """Options in brackets unless one has to be there, those that exclude each other together."""
     done: set[str] = set()
     for action in _shown(parser):
         if action.option_strings and action.dest + str(action.option_strings) not in done:
@@ -134,7 +134,8 @@ def _options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
                 if action in group._group_actions:
                     together = group._group_actions
             done |= {a.dest + str(a.option_strings) for a in together}
-            yield f"[{' | '.join(_option(a, ' | ') for a in together)}]"
+            text = " | ".join(_option(a, " | ") for a in together)
+            yield text if action.required else f"[{text}]"
 
 
 def _option(action: argparse.Action, between: str) -> str:
