@@ -6,18 +6,20 @@ What comes from the parser is brought up to date by a program: tests/support/man
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from invirtibuilder import accounts
 from invirtibuilder.cli import main
 from invirtibuilder.errors import Exit
 from invirtibuilder.run import run
 from tests.support import manpages
 from tests.support.manpages import FOLDER, OVERVIEW, UPDATE
-from tests.support.repository import TOP
+from tests.support.repository import TOP, modules, tree
 
 PAGES = sorted(FOLDER.iterdir())
 COMMANDS = [pytest.param(command, path, id=command) for command, path in manpages.pages().items()]
@@ -105,6 +107,41 @@ def test_what_has_no_text_is_found() -> None:
     parser.add_subparsers().add_parser("verb")
     with pytest.raises(manpages.Undocumented, match="the verb verb has no help= in it"):
         manpages.help_of(parser, "verb")
+
+
+OF_LIBRARIES = {"TMPDIR", "KRB5CCNAME"}
+"""Variables that are read by what we use."""
+OTHERS = ("door", "inside", "sandbox")
+"""What is there are other programs, with an environment of their own."""
+
+
+def variables(module: ast.AST) -> set[str]:
+    """The variables of the environment that a module reads by name."""
+    found = set()
+    for node in ast.walk(module):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(value=where, attr="get"), args=[ast.Constant(key), *_]
+            ):
+                pass
+            case ast.Subscript(value=where, slice=ast.Constant(key)):
+                pass
+            case _:
+                continue
+        if re.search(r"environ(ment)?$", ast.unparse(where)) and str(key).isupper():
+            found.add(str(key))
+    return found
+
+
+def test_environment() -> None:
+    """What the program reads, and nothing else."""
+    ours = [path for name, path in modules().items() if name.partition(".")[0] not in OTHERS]
+    read = {name for path in ours for name in variables(tree(path))}
+    assert {"INVIRTIBUILDER_CONFIG", "JOURNAL_STREAM", "LISTEN_FDS"} <= read
+    text = by_hand(OVERVIEW, "ENVIRONMENT")
+    tags = re.findall(r"^\.TP\n\.\w+ (.*\n)", text, re.MULTILINE)
+    told = set(re.findall(r"[A-Z][A-Z0-9_]+", "".join(tags)))
+    assert told == read | set(accounts.KEPT) | OF_LIBRARIES
 
 
 def test_exit_codes() -> None:
