@@ -41,8 +41,11 @@ VERBS = {
     "queue": ("", "show what is not finished, in order"),
     "cancel": ("JOB", "stop a job"),
     "retry": ("JOB", "submit once more what a job was asked for; prints the new job's id"),
-    "pause": ("POCKET [REASON]", "let no job of a pocket start anything new; what runs ends"),
-    "resume": ("POCKET", "end a pause of a pocket"),
+    "pause": (
+        "[POCKET] [REASON]",
+        "let no job of a pocket, or none at all, start anything new; what runs ends",
+    ),
+    "resume": ("[POCKET]", "end a pause of a pocket, or that of the whole queue"),
     "pockets": ("", "list your pockets"),
     "packages": ("", "list the packages"),
     "acl": ("[POCKET]", "say what you may do, or who may do what in a pocket"),
@@ -54,6 +57,8 @@ VERBS = {
     "help": ("[VERB]", "the server's own help"),
 }
 """What the server takes after each verb, and what the verb is for."""
+WHOLE = "*"
+"""In place of a pocket: the whole queue."""
 PAUSES = (1.0, 2.0, 5.0, 15.0, 30.0)
 """Seconds before each new try to follow a job after the connection was lost."""
 LOST = ("connection-lost", "no-connection", "time-out")
@@ -96,7 +101,7 @@ class Remote(Command):
         elif args.verb == "rollback":
             words = [args.pocket, args.when, *args.package]
         elif args.verb == "pause" and args.reason:
-            words.append(args.reason)
+            words = [*(words or [WHOLE]), args.reason]
         elif args.verb == "fsck":
             words = [*args.pocket, *fsck_options(args)]
         elif args.verb == "gc" and args.dry_run:
@@ -156,7 +161,9 @@ def _add_verb(verb: str, arguments: str, parser: argparse.ArgumentParser) -> Non
         for name in ("a", "b"):
             parser.add_argument(name, metavar=name.upper(), help="POCKET, or POCKET@COMMIT|DATE")
     elif verb == "pause":
-        parser.add_argument("argument", metavar="POCKET")
+        parser.add_argument(
+            "argument", metavar="POCKET", nargs="?", help="default: the whole queue"
+        )
         parser.add_argument("--reason", metavar="TEXT", help="what submitters are told")
     elif verb == "fsck":
         add_fsck(parser)

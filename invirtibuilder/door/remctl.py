@@ -108,8 +108,9 @@ def _list(jobs: Sequence[view.View], none: str) -> None:
 
 def _queue(call: Call, args: Sequence[str]) -> int:
     order = view.Order(call.table.queue_view, call.table.socket)
+    administers = call.table.administers(call.principal)
     for scope, why in order.paused.items():
-        if scope == entries.WHOLE or call.table.readable(call.principal, scope):
+        if scope == entries.WHOLE or administers or call.table.readable(call.principal, scope):
             print(model.printable(why))
     print(order.text(call.views.unfinished()))
     if waiting := call.untaken.waiting():
@@ -145,20 +146,6 @@ def _retry(call: Call, args: Sequence[str]) -> int:
     name = call.put("retry", [job.name])
     call.taken_up(name)
     print(name)
-    return Exit.OK
-
-
-def _pause(call: Call, args: Sequence[str]) -> int:
-    call.table.require(call.principal, args[0], "cancel")
-    call.taken_up(call.put("pause", [*args, ""][:2]))
-    print(f"asked to pause {args[0]}: nothing new starts, what runs ends")
-    return Exit.OK
-
-
-def _resume(call: Call, args: Sequence[str]) -> int:
-    call.table.require(call.principal, args[0], "cancel")
-    call.taken_up(call.put("resume", args))
-    print(f"asked to resume {args[0]}")
     return Exit.OK
 
 
@@ -309,12 +296,19 @@ VERBS = {
     "cancel": Verb(_cancel, "JOB", "stop a job: an own one, or with the right to cancel"),
     "retry": Verb(_retry, "JOB", "submit again what a finished job was asked for", KEEP),
     "pause": Verb(
-        _pause,
-        "POCKET [REASON]",
-        "let no job of a pocket start anything new; what runs ends",
-        "Needs the right `cancel`. What is submitted is accepted and waits; `queue` tells why.",
+        administer.pause,
+        "[POCKET] [REASON]",
+        "let no job of a pocket, or none at all, start anything new; what runs ends",
+        "Needs the right `cancel`. Without POCKET, or with `*` for it, it is the whole queue: for\n"
+        "the site's administrators, who may pause any pocket, too. What is submitted is accepted\n"
+        "and waits; `queue` tells why.",
     ),
-    "resume": Verb(_resume, "POCKET", "end a pause of a pocket; needs the right `cancel`"),
+    "resume": Verb(
+        administer.resume,
+        "[POCKET]",
+        "end a pause of a pocket, or that of the whole queue",
+        "For whoever may pause it.",
+    ),
     "pockets": Verb(_pockets, "", "list your pockets"),
     "packages": Verb(_packages, "", "list the packages"),
     "acl": Verb(_acl, "[POCKET]", "say what you may do, or who may do what in a pocket"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from invirtibuilder import pauses
 from invirtibuilder.errors import Exit
 from invirtibuilder.model import JOB
 from invirtibuilder.run import Done, run
@@ -19,6 +20,8 @@ from tests.support import place as places
 from tests.support.aptclient import AptClient
 from tests.support.doors import ALICE, BOB, Door, direct, prepare
 from tests.support.place import ME, ROOT, Place, until
+
+WHY = "a new mirror"
 
 
 def job_of(done: Done) -> str:
@@ -51,7 +54,38 @@ def test_what_administrators_may_nobody_else_may(door: Door) -> None:
         path.unlink()
 
 
+@pytest.mark.parametrize(
+    ("words", "scope"),
+    [(["staging", WHY], "staging"), (["dev"], "dev"), ([], "*"), (["*", WHY], "*")],
+)
+def test_they_pause_and_resume(door: Door, words: list[str], scope: str) -> None:
+    """Any pocket, and the whole queue: bob has no right in staging."""
+    site = door.place.site
+    for verb in ("pause", "resume"):
+        done = door.call("alice", verb, *words[: len(words) if verb == "pause" else 1])
+        assert (done.code, b"[not-permitted]" in done.err) == (Exit.DENIED, True), (verb, done)
+    assert door.call("bob", "pause", *words).code == Exit.OK
+    (pause,) = pauses.load(site).values()
+    assert (pause.scope, pause.by, [pause.reason]) == (scope, BOB, [*words[1:], ""][:1])
+    assert pause.text in door.call("bob", "queue").text
+    assert pause.text in door.call("alice", "queue").text
+    assert door.call("bob", "resume", *words[:1]).code == Exit.OK
+    assert pauses.load(site) == {}
+
+
+def test_remotely(door: Door) -> None:
+    argv = [sys.executable, "-m", "invirtibuilder", "remote", "localhost", "--port", str(door.port)]
+    for words, scope in ((["staging"], "staging"), ([], "*")):
+        for verb, more in (("pause", ["--reason", WHY]), ("resume", [])):
+            run([*argv, verb, *words, *more], cwd=ROOT, env=door.realm.of("bob"))
+            found = [(each.scope, each.reason) for each in pauses.load(door.place.site).values()]
+            assert found == [(scope, WHY)] * (verb == "pause")
+
+
 def test_a_pocket_that_is_not_there(door: Door) -> None:
+    for verb in ("pause", "resume"):
+        done = door.call("bob", verb, "nowhere")
+        assert (done.code, b"[no-pocket]" in done.err) == (Exit.NO_INPUT, True)
     done = door.call("bob", "fsck", "dev", "nowhere")
     assert done.code == Exit.NO_INPUT
     assert b"[no-pocket]" in done.err
