@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from invirtibuilder import __version__, files, hosting, model
-from invirtibuilder.errors import MachineFault, Malformed, NotFound
+from invirtibuilder import __version__, accounts, files, hosting, model
+from invirtibuilder.errors import Denied, MachineFault, Malformed, NotFound
+from invirtibuilder.run import quoted
 from invirtibuilder.settings import Site
 from invirtibuilder.stages.context import Context
 from invirtibuilder.stages.transaction import settled
@@ -50,11 +51,11 @@ class Saved:
 
 
 def save(context: Context, target: Path) -> Saved:
-    """Make a backup below `target`, beside earlier ones. Raises Wait, Malformed."""
+    """Make a backup below `target`, beside earlier ones. Raises Wait, Malformed, Denied."""
     site = context.site
     if target.resolve().is_relative_to(site.directory.resolve()):
         raise Malformed(f"{target} is in the site itself", code="backup-inside")
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _ensure_ours(target)
     now = context.clock()
     with files.locked(target / ".lock"):
         files.remove_tree(target / ".new")
@@ -87,6 +88,20 @@ def save(context: Context, target: Path) -> Saved:
         seconds=waited,
         lacking=tuple(dict.fromkeys([*copier.unread, *_keys_elsewhere(site)])),
     )
+
+
+def _ensure_ours(target: Path) -> None:
+    """Make the directory. Raises Denied, which says how root makes it for who may not."""
+    with suppress(PermissionError):
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.access(target, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        who = accounts.named(os.geteuid())
+        make = quoted(["install", "-d", "-o", who, "-m", "700", str(target)])
+        raise Denied(
+            f"{who} may not write in {target}",
+            hint=f"a backup is made as the site's own account; as root: `{make}`",
+            code="backup-denied",
+        )
 
 
 def _named(target: Path, now: datetime) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,6 +149,25 @@ def test_roots_environment_stays_with_root(system: Installed) -> None:
     started, _, anew = told.partition("as invirtibuilder, whose /var/lib/invirtibuilder is")
     assert "import time:" in started
     assert anew.strip() == ""
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "there"])
+def test_a_backup_says_how_its_directory_is_made(system: Installed, there: bool) -> None:
+    """It is made as the site's account, which writes nowhere but where somebody lets it."""
+    target = f"/run/backups-{there}"
+    if there:
+        system.path(target).mkdir(0o755)
+    done = system.cli("root", "backup", target, check=False)
+    said = done.err.decode()
+    assert (done.code, "Traceback" in said) == (Exit.DENIED, False), said
+    assert f"invirtibuilder may not write in {target}" in said
+    hint = re.search("as root: `(.*)`", said)
+    assert hint
+    assert hint[1] == f"install -d -o invirtibuilder -m 700 {target}"
+    system.sh(hint[1])
+    made = Path(system.cli("root", "backup", target).text)
+    assert made.parent == Path(target)
+    assert system.run("stat", "-c", "%A %U", target).text == "drwx------ invirtibuilder"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ CLEAN_MACHINE = "on a clean machine, by tests/installed/test_life.py"
 """What commands of apt-get are marked with: they would change this machine."""
 FIRST = "Invirtibuilder"
 CLONE = "From a clone"
+BACKUP = "Backup, and what comes back without one"
 INSTALLED = ("An installed system", "The doors: Kerberos", "The doors: ssh", "Pushes over ssh")
 APART = {README: (FIRST,), ADMINISTRATOR: (CLONE, *INSTALLED)}
 """Sections that have a test of their own, at a place of their own."""

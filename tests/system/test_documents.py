@@ -173,6 +173,7 @@ def at(realm: kdc.Realm, tmp_path: Path) -> Iterator[tuple[Site, Shell]]:
             environment=environment,
             instead=(
                 ("ib-submit@HOST", "ib-submit"),
+                ("-o invirtibuilder", f"-o {doors.USER}"),
                 ("ssh://ib-git@HOST/", "ssh://HOST/DIR/"),
                 ("remote HOST", f"remote --port {port} HOST"),
                 ("host/HOST", "host/new.localhost"),

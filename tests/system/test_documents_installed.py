@@ -18,7 +18,7 @@ from invirtibuilder.run import CLEAN
 from invirtibuilder.sandbox.base import Base
 from invirtibuilder.sandbox.ids import Ids
 from tests.support import documents, kdc, packages, sshd
-from tests.support.documents import ADMINISTRATOR, DOORS, INSTALLED, Shell
+from tests.support.documents import ADMINISTRATOR, BACKUP, DOORS, INSTALLED, Shell
 from tests.support.installed import CODE, CONFIG, SITE, Installed, installed
 from tests.support.repository import TOP
 
@@ -103,11 +103,15 @@ def test_guide(system: Installed, realm: kdc.Realm) -> None:
     """The KDC does not know the site's machine before the guide says how."""
     documents.kadmin(realm, "delprinc -force host/localhost")
     repo = packages.native(system.disk / "hello", "hello", "1.0")
-    shell = shell_of(system, realm, REPOSITORY=str(repo.path))
+    words = {"REPOSITORY": str(repo.path), "BACKUPS": str(system.disk / "backups")}
+    shell = shell_of(system, realm, **words)
     for line in documents.shown(ADMINISTRATOR, INSTALLED):
         if "restart invirtibuilder" in line:
             name_principals(system.path(CONFIG))
         shell.type(line)
+    for line in documents.shown(ADMINISTRATOR, [BACKUP])[:2]:
+        shell.type(line)
+    assert system.run("stat", "-c", "%U", words["BACKUPS"]).text == "invirtibuilder"
 
 
 def test_the_doors_by_hand(system: Installed, realm: kdc.Realm) -> None:
