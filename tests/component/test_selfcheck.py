@@ -14,7 +14,8 @@ import pytest
 
 from invirtibuilder.cli import selfcheck
 from invirtibuilder.cli.main import main
-from invirtibuilder.sandbox import check, kernel, kvm
+from invirtibuilder.run import run
+from invirtibuilder.sandbox import check, kvm
 from invirtibuilder.sandbox.check import room
 from invirtibuilder.sandbox.limits import Groups
 from tests.support.place import Place, place
@@ -152,5 +153,21 @@ def test_without_a_configuration_the_workers_part(
     assert "signing key" not in text
 
 
-def test_the_kernel_says_whether_its_clock_is_kept() -> None:
-    assert kernel.clock_synchronised() in (True, False)
+CLOCK = """\
+#include <stdio.h>
+#include <sys/timex.h>
+int main(void) {
+  struct timex clock = {.modes = 0};
+  return printf("%d\\n", adjtimex(&clock) == TIME_ERROR) < 0;
+}
+"""
+"""By the C library's own headers: whether nobody keeps the clock."""
+
+
+def test_the_clock_is_kept_when_the_kernel_says_so(
+    own: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "clock.c").write_text(CLOCK)
+    run(["gcc", "-Wall", "-Werror", "-o", tmp_path / "clock", tmp_path / "clock.c"])
+    astray = {"0": "ok", "1": "weaker"}
+    assert checked(own, capsys)[1]["clock"]["state"] == astray[run([tmp_path / "clock"]).text]
