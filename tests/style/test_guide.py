@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from tests.support import documents
+from invirtibuilder import journal
+from tests.support import documents, units
 from tests.support.repository import TOP, modules, tree
 
 GUIDE = (TOP / "conf/guide/administrator.rst").read_text()
@@ -55,6 +58,41 @@ def test_units_exist() -> None:
             f"invirtibuilder@.{name}.{kind}",
         )
         assert any((TOP / "debian" / form).exists() for form in forms), f"no unit {name}.{kind}"
+
+
+def wrong_in(command: str) -> list[str]:
+    """What a journalctl command names that there is not; it ends with 0 all the same."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-u", dest="unit", required=True)
+    parser.add_argument("matches", nargs="+")
+    words = parser.parse_args(shlex.split(command)[1:])
+    wrong = [] if f"{words.unit}.service" in units.units() else [words.unit]
+    known = {"PRIORITY": {str(p) for p in (journal.ERROR, journal.WARNING, journal.INFO)}}
+    for match in words.matches:
+        name, _, value = match.partition("=")
+        if not (value in known[name] if name in known else name.lower() in journal.FIELDS):
+            wrong.append(match)
+    return wrong
+
+
+def test_what_is_looked_for_in_the_journal_can_be_there() -> None:
+    page = (TOP / "debian/man/invirtibuilder-daemon.1").read_text().replace("\\-", "-")
+    lines = re.findall(r"^ *(journalctl .*)", GUIDE + page, re.MULTILINE)
+    assert len(lines) == 2
+    assert [wrong for line in lines for wrong in wrong_in(line)] == []
+    told = "journalctl -u invirtibuildr POCKT=prod CODE=x PRIORITY=9"
+    assert wrong_in(told) == ["invirtibuildr", "POCKT=prod", "PRIORITY=9"]
+
+
+def test_the_fields_of_the_journal() -> None:
+    fields = {name.upper() for name in journal.FIELDS}
+    guide = re.search(r"in the journal with fields, (.*?);", GUIDE, re.DOTALL)
+    page = (TOP / "debian/man/invirtibuilder-daemon.1").read_text()
+    told = re.search(r"goes there with fields:(.*?)as far as", page, re.DOTALL)
+    assert guide
+    assert told
+    assert set(re.findall(r"``(\w+)``", guide[1])) == fields
+    assert set(re.findall(r"\b[A-Z]{3,}\b", re.sub(r"\\f[BP]", " ", told[1]))) == fields
 
 
 def test_every_threat_is_there() -> None:
