@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,28 @@ from tests.support.installed import ACCOUNTS, CONFIG, Installed, installed
 from tests.support.place import until
 
 pytestmark = pytest.mark.root
+
+VICTIM = "/etc/root-alone"
+TAKEN_OVER = f"""\
+#!/usr/bin/python3 -I
+import os, socket, sys, time
+path = sys.argv[sys.argv.index("--listen") + 1]
+print("ready:", path, file=sys.stderr, flush=True)
+with socket.socket(socket.AF_UNIX) as own:
+    try:
+        if os.path.lexists(path):
+            os.unlink(path)
+        own.bind(path)
+        own.listen()
+        own.accept()
+        os.unlink(path)
+        os.symlink("{VICTIM}", path)
+    except OSError:
+        pass
+    print("tried", file=sys.stderr, flush=True)
+    time.sleep(1000)
+"""
+"""What a worker may become: as soon as somebody looks at its socket, a link is in its place."""
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +73,9 @@ def test_start_status_and_stop(system: Installed) -> None:
         assert sorted(status["Groups"]) == sorted(ids[2].split()), service
         assert {status[f"Cap{each}"][0] for each in ("Inh", "Prm", "Eff", "Amb")} == {"0" * 16}
         environment = Path(f"/proc/{system.process(service)}/environ").read_bytes().split(b"\0")
+        handed = () if service == "daemon" else (b"LISTEN_PID", b"LISTEN_FDS")
         assert {e.split(b"=")[0] for e in environment if e} == {
-            *(b"PATH", b"LC_ALL", b"HOME", b"INVIRTIBUILDER_CONFIG"),
+            *(b"PATH", b"LC_ALL", b"HOME", b"INVIRTIBUILDER_CONFIG", *handed),
         }
         assert f"HOME={ACCOUNTS[account]}".encode() in environment
     assert status_of(system.process("daemon"))["CapBnd"] == ["0" * 16]
@@ -61,6 +85,7 @@ def test_start_status_and_stop(system: Installed) -> None:
         listed = system.run("stat", "-c", "%F %U:%G %a", f"/run/invirtibuilder/{name}.sock").text
         assert listed == "socket root:invirtibuilder 660"
     assert system.run("stat", "-c", "%U:%G %a", "/run/invirtibuilder").text == "root:root 755"
+    assert not system.run("find", "/run/invirtibuilder", "!", "-user", "root").text
     assert " ready: " in system.run("cat", "/var/log/invirtibuilder/daemon.log").text
     # What runs already stays as it is.
     before = system.process("daemon")
@@ -112,6 +137,25 @@ def test_a_worker_becomes_the_new_program(system: Installed) -> None:
         client.sendall(b"nothing")
         assert client.recv(10) == b""  # it wants descriptors
     system.services("stop")
+
+
+def test_a_worker_that_was_taken_over_gets_nothing_of_roots(system: Installed) -> None:
+    program, victim = system.path("/usr/bin/invirtibuilder"), system.path(VICTIM)
+    text = program.read_text()
+    victim.touch(0o600)
+    try:
+        program.write_text(TAKEN_OVER)
+        system.services("start", "worker-untrusted", check=False)
+        log = system.path("/var/log/invirtibuilder/worker-untrusted.log")
+        until(lambda: "tried" in log.read_text())
+        status = victim.stat()
+        assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, 0, 0o600)
+        system.services("start", "worker-untrusted")
+        listed = system.run("stat", "-c", "%F %U", "/run/invirtibuilder/worker-untrusted.sock").text
+        assert listed == "socket root"
+    finally:
+        program.write_text(text)
+        system.services("stop", "worker-untrusted")
 
 
 def test_what_is_wrong_is_told(system: Installed) -> None:
