@@ -109,6 +109,16 @@ def test_one_that_has_died_is_started_again(system: Installed) -> None:
     system.services("stop")
 
 
+def test_one_that_is_frozen_is_killed(system: Installed) -> None:
+    system.services("start", "signer")
+    pid = system.process("signer")
+    os.kill(pid, signal.SIGSTOP)
+    done = system.services("stop", "signer", timeout=60)
+    assert b"signer has not ended in 5 seconds, and is killed" in done.err
+    until(lambda: not Path(f"/proc/{pid}").exists())
+    assert not list(system.path("/run/invirtibuilder").iterdir())
+
+
 def test_a_worker_becomes_the_new_program(system: Installed) -> None:
     """What an upgrade does: the same process, socket and orders, another program."""
     system.services("start", "worker-trusted")

@@ -79,10 +79,9 @@ class Installed:
         argv = ("env", home, "setpriv", *drop, "/usr/bin/invirtibuilder", *words)
         return self.run(*argv, check=check)
 
-    def services(self, *words: str, check: bool = True) -> Done:
+    def services(self, *words: str, **options: Any) -> Done:
         """Run `without-systemd WORDS`."""
-        program = "/usr/share/invirtibuilder/without-systemd"
-        return self.run(program, *words, check=check)
+        return self.run("/usr/share/invirtibuilder/without-systemd", *words, **options)
 
     def path(self, path: str | Path) -> Path:
         """The file there, as it can be reached from here."""
