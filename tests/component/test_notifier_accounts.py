@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +13,9 @@ import pytest
 import yaml
 
 from tests.support import hookscripts
-from tests.support.installed import CONFIG, Installed, installed
+from tests.support.documents import ADMINISTRATOR
+from tests.support.installed import CONFIG, TOP, Installed, installed
+from tests.support.units import units
 
 pytestmark = pytest.mark.root
 
@@ -23,7 +28,7 @@ import json, sys
 from pathlib import Path
 from invirtibuilder import hookcall, notifierclient
 from invirtibuilder.errors import Fault
-hook = hookcall.Hook(name="look", program=Path("/usr/share/invirtibuilder/look"),
+hook = hookcall.Hook(name=sys.argv[2], program=Path("/usr/share/invirtibuilder/look"),
                      events=frozenset({"submitted"}))
 event = sys.stdin.buffer.read()
 try:
@@ -43,12 +48,24 @@ echo "sendmail would be $({SHARED}/setuid-id -un)"
 """
 
 
+
+
+def audit_of_the_guide() -> dict[str, Any]:
+    """How the guide has hooks.d/audit configured."""
+    found = re.search(r"\n( +)- program: \S*/hooks.d/audit\n(\1 .*\n)+", ADMINISTRATOR.read_text())
+    assert found
+    (hook,) = yaml.safe_load(textwrap.dedent(found[0]))
+    return dict(hook)
+
+
 @pytest.fixture(scope="module")
 def system() -> Iterator[Installed]:
     with installed() as made:
         value = yaml.safe_load(made.path(CONFIG).read_text())
         value["site"]["notifier"] = SOCKET
-        value["hooks"] = [{"name": "look", "program": f"{SHARED}/look"}]
+        value["hooks"] = [{"name": "look", "program": f"{SHARED}/look"}, audit_of_the_guide()]
+        made.path(f"{SHARED}/hooks.d").mkdir()
+        shutil.copy(TOP / "hooks.d/audit", made.path(f"{SHARED}/hooks.d"))
         dev = value["pockets"]["dev"]
         dev["acl"] = {**dev.get("acl", {}), "read": [{"command": f"{SHARED}/who"}]}
         made.path(CONFIG).write_text(yaml.safe_dump(value))
@@ -64,10 +81,12 @@ def system() -> Iterator[Installed]:
         made.services("stop", "notifier")
 
 
-def ask(system: Installed, account: str, where: str = "there") -> dict[str, Any]:
+def ask(
+    system: Installed, account: str, where: str = "there", hook: str = "look"
+) -> dict[str, Any]:
     """What this account gets from a delivery."""
     drop = ("setpriv", f"--reuid={account}", f"--regid={account}", "--init-groups")
-    words = (*drop, "/usr/bin/python3", f"{SHARED}/ask.py", where)
+    words = (*drop, "/usr/bin/python3", f"{SHARED}/ask.py", where, hook)
     event = json.dumps(hookscripts.event("submitted")).encode()
     return dict(json.loads(system.run(*words, stdin=event).out))
 
@@ -89,6 +108,19 @@ def test_a_hook_in_the_daemons_process_is(system: Installed) -> None:
 def test_a_mail_servers_setuid_program_works_in_a_hook(system: Installed) -> None:
     said = ask(system, "invirtibuilder")["said"]
     assert " ".join(said).endswith("sendmail would be root")
+
+
+def test_the_audit_is_written_where_the_guide_has_it(system: Installed) -> None:
+    assert ask(system, "invirtibuilder", hook="audit")["code"] == 0
+    path = audit_of_the_guide()["environment"]["AUDIT_FILE"]
+    assert system.run("stat", "-c", "%U %a", path).text == "ib-notify 640"
+    # Of what is beside it nobody but root may take anything away, nor may others read it.
+    assert system.run("stat", "-c", "%U %a", "/var/log/invirtibuilder").text == "root 2751"
+    log = "/var/log/invirtibuilder/notifier.log"
+    assert system.run("stat", "-c", "%U:%G %a", log).text == "root:adm 640"
+    # Where systemd makes the directory, it is the same one.
+    (made,) = units()["invirtibuilder-notifier.service"].settings["Service.LogsDirectory"]
+    assert path.rpartition("/")[0] == f"/var/log/{made}"
 
 
 def test_only_the_site_and_root_may_ask(system: Installed) -> None:
