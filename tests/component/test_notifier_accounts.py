@@ -48,8 +48,6 @@ echo "sendmail would be $({SHARED}/setuid-id -un)"
 """
 
 
-
-
 def audit_of_the_guide() -> dict[str, Any]:
     """How the guide has hooks.d/audit configured."""
     found = re.search(r"\n( +)- program: \S*/hooks.d/audit\n(\1 .*\n)+", ADMINISTRATOR.read_text())

@@ -1,4 +1,4 @@
-"""The package's postrm: what a purge takes away, and what it keeps, whatever is in its way."""
+"""The package's prerm ends what is ours; postrm takes it away, whatever is in its way."""
 
 from __future__ import annotations
 
@@ -44,6 +44,31 @@ def accounts(system: Installed) -> set[str]:
 def left(system: Installed) -> set[str]:
     paths = "/var/lib/ib-* /var/lib/invirtibuilder /run/invirtibuilder /etc/invirtibuilder"
     return set(system.sh(f"find {paths} {LOGS} 2>/dev/null || :").splitlines())
+
+
+SLEEPERS = """
+in_sandbox=$1; shift
+for name; do setsid setpriv --clear-groups --reuid "$name" sleep 99887 & done
+# What a build does with signals is its own, and so is its process namespace.
+setsid unshare --pid --fork setpriv --clear-groups --reuid "$in_sandbox" \\
+  sh -c 'trap "" TERM; sleep 99887; :' &
+until [ "$(cat /proc/[0-9]*/cmdline | grep -az -c '^99887$')" = $(($# + 1)) ]; do sleep 0.1; done
+"""
+
+
+def test_all_that_is_ours_is_ended() -> None:
+    """Of each account, of a further trust domain's, and in a sandbox; and nobody else's."""
+    with installed(begun=False) as system:
+        system.run("useradd", "--system", "--user-group", "ib-build-other")
+        block = system.sh("grep ^ib-build-untrusted: /etc/subuid | tail -n 1").split(":")
+        last = int(block[1]) + int(block[2]) - 1
+        others = ("daemon", str(last + 1))
+        ours = (*ACCOUNTS, "ib-build-other", str(last))
+        system.sh(f"({SLEEPERS}) >/dev/null 2>&1", str(last), *ours, *others)
+        done = system.run("sh", TOP / "debian/invirtibuilder.prerm", "remove", check=False)
+        assert done.code == 0, done.err.decode()
+        users = system.sh("ps axo user:20,args | sed -n 's/ *sleep 99887$//p'").splitlines()
+        assert sorted(users) == sorted(others)
 
 
 def test_nothing_is_left() -> None:
