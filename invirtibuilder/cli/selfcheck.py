@@ -22,7 +22,7 @@ from invirtibuilder.sandbox.sources import inside
 from invirtibuilder.settings import Domain, Pocket, Site
 from invirtibuilder.stages.context import mirror_sources, signer
 
-PROGRAMS = {"git": "git", "gpg": "gpg", "gpg-agent": "gpg-agent", "reprepro": "reprepro"}
+PROGRAMS = {each: each for each in ("git", "gpg", "gpg-agent", "gpgv", "reprepro")}
 OWN = "the domain's `directory` must be one that this account can make and write"
 SECONDS = 10.0
 """Seconds in which a mirror or a worker answers."""

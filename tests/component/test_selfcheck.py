@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from invirtibuilder.sandbox import check, kvm
 from invirtibuilder.sandbox.check import room
 from invirtibuilder.sandbox.limits import Groups
 from tests.support.place import Place, place
+from tests.support.repository import TOP
 
 
 @pytest.fixture
@@ -52,6 +54,12 @@ def checked(own: Place, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[s
     assert value["ok"] is ("missing" not in states) is (code == 0)
     assert all(f["advice"] for f in found.values() if f["state"] != "ok" and f["detail"])
     return code, found
+
+
+def test_the_package_brings_the_programs() -> None:
+    control = (TOP / "debian/control").read_text().split("\nPackage: ")[1]
+    brought = re.findall(r"^ ([a-z-]+)", control.split("\nSuggests:")[0], re.MULTILINE)
+    assert set(selfcheck.PROGRAMS.values()) <= set(brought)
 
 
 def test_this_machine(own: Place, capsys: pytest.CaptureFixture[str]) -> None:
