@@ -99,8 +99,11 @@ class Confinement:
 
     def enter(self) -> None:
         """Confine the calling thread, for good. Raises OSError."""
+        self._enter(abi())
+
+    def _enter(self, version: int) -> None:
         _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-        if version := abi():
+        if version:
             self._landlock(version)
         _filter(forks=self.forks, syncs=self.syncs)
 
@@ -164,6 +167,7 @@ def _filter(*, forks: bool, syncs: bool) -> None:
     for call, numbers in (("fcntl", _FCNTL), ("ioctl", _IOCTL)):
         for number in numbers:
             rules.add_rule(refused, call, seccomp.Arg(1, seccomp.MASKED_EQ, _LOW, number))
+    _keep_what_is_only_read(rules)
     # Limits of others; 0 is the process itself.
     rules.add_rule(refused, "prlimit64", seccomp.Arg(0, seccomp.NE, 0))
     for number in NEWER:
@@ -172,6 +176,22 @@ def _filter(*, forks: bool, syncs: bool) -> None:
         for call in ("fsync", "fdatasync"):
             rules.add_rule(seccomp.ERRNO(0), call)
     rules.load()
+
+
+def _keep_what_is_only_read(rules: seccomp.SyscallFilter) -> None:
+    """An open(2) that empties a file has to ask for writing, too.
+
+    Landlock before its third version knows no right to truncate; and of an open for neither reading
+    nor writing it knows nothing at all.
+    """
+    refused = seccomp.ERRNO(errno.EPERM)
+    reading = (os.O_ACCMODE | os.O_TRUNC, os.O_RDONLY | os.O_TRUNC)
+    for name, argument in (("open", 1), ("openat", 2)):
+        if seccomp.resolve_syscall(seccomp.Arch(), name) >= 0:
+            for mask, flags in (reading, (os.O_ACCMODE, os.O_ACCMODE)):
+                rules.add_rule(refused, name, seccomp.Arg(argument, seccomp.MASKED_EQ, mask, flags))
+    # Its flags are in memory, where a filter cannot look; older kernels do not have it either.
+    rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "openat2")
 
 
 def _syscall(number: int, *args: object) -> int:

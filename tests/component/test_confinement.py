@@ -22,11 +22,11 @@ from invirtibuilder.confine import Confinement
 from invirtibuilder.run import CLEAN, ProcessFault, run
 
 SOURCE = Path(__file__).parents[1] / "support/takenover.c"
-OWN = {"own-pocket", "own-configuration"}
+OWN = {"own-pocket", "own-configuration", "own-artifact"}
 FILES = {
     *("read-key", "read-job", "read-environment", "read-memory", "start-program"),
     *("write-queue", "write-job", "write-other-pocket", "write-superproject"),
-    *("write-publication", "write-configuration", "open-truncate", "mkdir", "rename", "unlink"),
+    *("write-publication", "write-configuration", "creat", "mkdir", "rename", "unlink"),
 }
 """What only Landlock denies."""
 
@@ -48,6 +48,11 @@ class Scene:
     program: Path
     archive: Reprepro
 
+    @property
+    def changes(self) -> str:
+        """What is included."""
+        return str(self.place / "jobs/1/artifacts/x.changes")
+
     def state(self) -> dict[str, tuple[int, int, bytes]]:
         """All that is outside the pocket's own folders, and what is in those that leads away."""
         found = {}
@@ -64,9 +69,9 @@ class Scene:
 @pytest.fixture
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     place = tmp_path_factory.mktemp("s")
-    for name in ("gnupg/private-keys-v1.d", "jobs/1", "queue/new", "queue/tmp", "superproject.git"):
+    for name in ("gnupg/private-keys-v1.d", "jobs/1/artifacts", "queue/new", "queue/tmp"):
         (place / name).mkdir(parents=True)
-    for name in ("archive/prod/pool", "archive/dev/publications", "run"):
+    for name in ("superproject.git", "archive/prod/pool", "archive/dev/publications", "run"):
         (place / name).mkdir(parents=True)
     archive = Reprepro(
         root=place / "archive/dev",
@@ -79,9 +84,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         description="An archive",
     )
     archive.create()
-    for name in ("jobs/1/fact.json", "superproject.git/HEAD", "queue/tmp/entry"):
+    for name in ("jobs/1/fact.json", "jobs/1/artifacts/x.deb", "queue/tmp/entry"):
         (place / name).write_text("true\n")
     (place / "gnupg/private-keys-v1.d/key").write_text("secret\n")
+    (place / "superproject.git/HEAD").write_text("true\n")
     (archive.private / "conf/options").write_text("# none\n")
     with ExitStack() as stack:
         listeners = [place / "run" / name for name in ("sign.sock", "daemon.sock", "notify.sock")]
@@ -123,7 +129,7 @@ def test_what_takes_over_reprepro_gets_nowhere(
     with files.locked(scene.archive.lock, inheritable=True) as lock:
         before = scene.state()
         for action in ("list", "include"):
-            done = scene.archive.call(action, "dev", lock_fd=lock)
+            done = scene.archive.call(action, "dev", scene.changes, lock_fd=lock)
             found = results(done.text)
             assert len(found) >= 40
             assert {name for name, number in found.items() if number == 0} == OWN
@@ -140,6 +146,16 @@ def test_without_landlock_it_has_files_but_no_service_and_no_process(scene: Scen
 
     found = results(run([scene.program], enter=enter).text)
     assert {name for name, number in found.items() if number == 0} == OWN | FILES
+
+
+def test_with_the_landlock_of_debian_12_it_gets_nowhere_either(scene: Scene) -> None:
+    """That one knows no right to truncate a file."""
+    confined = scene.archive._confinement("include", [scene.changes])
+    confined = dataclasses.replace(confined, execute=[*confined.execute, scene.program])
+    before = scene.state()
+    found = results(run([scene.program], enter=lambda: confined._enter(2)).text)
+    assert {name for name, number in found.items() if number == 0} == OWN
+    assert scene.state() == before
 
 
 def rights() -> list[str]:

@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
@@ -37,7 +38,21 @@ static int to_network(int port) {
 
 static int opened(const char *path, int flags) {
     int fd = open(path, flags, 0600);
-    return fd < 0 ? -1 : (flags & O_ACCMODE) == O_RDONLY ? 0 : write(fd, "evil\n", 5) == 5 ? 0 : -1;
+    return fd < 0 ? -1 : !(flags & O_ACCMODE) || (flags & O_ACCMODE) == O_ACCMODE ? 0 : write(fd, "evil\n", 5) == 5 ? 0 : -1;
+}
+
+static int opened_by_number(const char *path) {
+#ifdef SYS_open
+    int fd = syscall(SYS_open, path, O_RDONLY | O_TRUNC);
+#else
+    int fd = syscall(SYS_openat, -1, path, O_RDONLY | O_TRUNC);
+#endif
+    return fd < 0 ? -1 : 0;
+}
+
+static int opened_by_structure(const char *path) {
+    struct open_how how = {.flags = O_RDONLY | O_TRUNC};
+    return syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how) < 0 ? -1 : 0;
 }
 
 static int pidfd(void) { return syscall(SYS_pidfd_open, VICTIM, 0); }
@@ -104,12 +119,15 @@ static int copied(void) {
     return rename(PLACE "/archive/dev/pool/mine", PLACE "/archive/dev/private/db/mine");
 }
 
+#define OPTIONS PLACE "/archive/dev/private/conf/options"
+#define ARTIFACT PLACE "/jobs/1/artifacts/x.deb"
 #define TRY(name, what) (errno = 0, printf("%s %d\n", name, (what) < 0 ? errno : 0))
 
 int main(void) {
     /* What it may do, so that the others do not fail for a reason of their own. */
     TRY("own-pocket", copied());
-    TRY("own-configuration", opened(PLACE "/archive/dev/private/conf/options", O_RDONLY));
+    TRY("own-configuration", opened(OPTIONS, O_RDONLY));
+    TRY("own-artifact", opened(ARTIFACT, O_RDONLY));
     /* Before anything is written: afterwards there is more to read. */
     TRY("read-key", opened(PLACE "/gnupg/private-keys-v1.d/key", O_RDONLY));
     TRY("read-job", opened(PLACE "/jobs/1/fact.json", O_RDONLY));
@@ -137,9 +155,18 @@ int main(void) {
     TRY("write-other-pocket", opened(PLACE "/archive/prod/pool/evil", O_WRONLY | O_CREAT));
     TRY("write-superproject", opened(PLACE "/superproject.git/HEAD", O_WRONLY));
     TRY("write-publication", opened(PLACE "/archive/dev/publications/x", O_WRONLY | O_CREAT));
-    TRY("write-configuration", opened(PLACE "/archive/dev/private/conf/options", O_WRONLY));
+    TRY("write-configuration", opened(OPTIONS, O_WRONLY));
     TRY("truncate", truncate(PLACE "/jobs/1/fact.json", 0));
     TRY("open-truncate", opened(PLACE "/jobs/1/fact.json", O_RDONLY | O_TRUNC));
+    /* Without any access Landlock asks for no right. */
+    TRY("open-truncate-closed", opened(PLACE "/jobs/1/fact.json", O_ACCMODE | O_TRUNC));
+    /* The same of what may be read. */
+    TRY("truncate-own", truncate(OPTIONS, 0));
+    TRY("open-truncate-own", opened(OPTIONS, O_RDONLY | O_TRUNC));
+    TRY("open-truncate-artifact", opened(ARTIFACT, O_RDONLY | O_TRUNC | O_CREAT));
+    TRY("open-truncate-by-number", opened_by_number(ARTIFACT));
+    TRY("openat2-truncate", opened_by_structure(ARTIFACT));
+    TRY("creat", creat(ARTIFACT, 0644) < 0 ? -1 : 0);
     TRY("chmod", chmod(PLACE "/queue/new", 0777));
     TRY("utimensat", utimensat(AT_FDCWD, PLACE "/jobs/1/fact.json", 0, 0));
     TRY("chown", chown(PLACE "/jobs/1/fact.json", getuid(), getgid()));
