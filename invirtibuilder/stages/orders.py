@@ -49,6 +49,9 @@ PHASES = 12
 SLACK = 64 << 20
 """Bytes that a log and a result have besides: our own lines; headers and the manifest."""
 
+BEFOREHAND = 3
+"""How many times its size a file that grows may take on the disk: XFS takes twice as much again."""
+
 BASE_SECONDS = 7200.0
 """What making a base may take besides."""
 
@@ -180,28 +183,39 @@ def _ended(context: Context, job: Job, attempt: Attempt, limits: Limits) -> str:
         now = time.monotonic()
         if now > end:
             break
-        if too_much := _overflowing(attempt, limits):
+        if _overflowing(attempt, limits):
             attempt.stop()
-            # It is open there: this is all that can be taken back.
-            os.truncate(too_much, 0)
-            return f"writes more than it may: {too_much.name}"
+            break
         # Looking costs little, and waiting adds little, of what the build takes anyway.
         time.sleep(min(POLL, max(0.005, (now - began) / 50)))
+    too_much = _overflowing(attempt, limits)
+    for path in too_much:
+        # It may be open there: this is all that can be taken back.
+        os.truncate(path, 0)
     if job.cancel_asked:
         raise Cancelled(f"cancelled by {job.cancel_asked}")
+    if too_much:
+        return f"writes more than it may: {too_much[0].name}"
     if attempt.running:
         attempt.stop()
         return "does not end"
     return ""
 
 
-def _overflowing(attempt: Attempt, limits: Limits) -> Path | None:
-    """Which file of the worker's is larger than one that keeps to its limits ever makes it."""
+def _overflowing(attempt: Attempt, limits: Limits) -> list[Path]:
+    """Which files of the worker's are larger than one that keeps to its limits ever makes them.
+
+    Or take more of the disk: what is allocated beyond a file's end is not in its size.
+    """
+    found = []
     log_size = None if limits.log_size is None else limits.log_size * PHASES
     for path, most in ((attempt.log, log_size), (attempt.result, limits.result_size)):
-        if most is not None and path.exists() and path.stat().st_size > most + SLACK:
-            return path
-    return None
+        if most is not None and path.exists():
+            status = path.stat()
+            blocks = status.st_blocks * 512
+            if status.st_size > most + SLACK or blocks > (most + SLACK) * BEFOREHAND:
+                found.append(path)
+    return found
 
 
 def stop_running(job: Job) -> None:
