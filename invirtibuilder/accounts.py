@@ -117,15 +117,19 @@ def _start_anew(path: Path, uid: int) -> None:
     os.execve(sys.executable, argv, environment({**kept, **own}))  # noqa: S606
 
 
-def let(path: Path, gid: int, mode: int) -> None:
-    """Give a directory of ours to a group, with this mode. Raises MachineFault."""
-    status = path.stat()
+def let(path: Path, gid: int, mode: int, *, fd: int | None = None) -> None:
+    """Give a directory of ours to a group, with this mode. Raises MachineFault.
+
+    With `fd` it is that open one: another account may put a link in its place meanwhile.
+    """
+    place = path if fd is None else fd
+    status = os.stat(place)  # noqa: PTH116
     if status.st_uid != os.geteuid():
         return  # made by a push
     try:
         if status.st_gid != gid:
-            os.chown(path, -1, gid)
-        path.chmod(mode)
+            os.chown(place, -1, gid)
+        os.chmod(place, mode)  # noqa: PTH101
     except PermissionError as error:
         raise MachineFault(
             f"this account is not in the group {gid}, which {path} is for",

@@ -39,6 +39,8 @@ OPEN = 0o2775
 STICKY = 0o3775
 """One where it only adds."""
 
+DEEPEST = 100
+"""Folders in each other, each a descriptor here: who pushes could make them without an end."""
 
 ABANDONED = 86400.0
 """Seconds after which no push goes on."""
@@ -76,8 +78,12 @@ def share(repository: Path, gid: int, tags: Sequence[str] = ()) -> None:
     for name in (PACKED, "objects", "objects/pack"):
         let(repository / name, gid, STICKY)
     for name, mode in (("refs/heads", OPEN), ("refs/notes", OPEN), ("refs/tags", STICKY)):
-        for folder, _, _ in os.walk(repository / name):
-            let(Path(folder), gid, mode)
+        top = repository / name
+        for folder, below, _, fd in os.fwalk(top):
+            path = Path(folder)
+            let(path, gid, mode, fd=fd)
+            if len(path.relative_to(top).parts) == DEEPEST:
+                below.clear()
 
 
 def _indirect_head(repository: Path) -> None:

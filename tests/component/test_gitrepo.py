@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from invirtibuilder.errors import Fault, Malformed, NotFound
 from invirtibuilder.gitrepo import Repository
 from invirtibuilder.run import run
 from tests.support.gitwork import Work
+from tests.support.place import ROOT
 
 DATE = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -69,6 +71,57 @@ def test_a_repository_that_is_shared_later(repository: Repository, work: Work) -
     repository.import_from(work.path)
     assert "ref: refs/heads/other\tHEAD" in work.git("ls-remote", "--symref", "origin").text
     assert (repository.path / "HEAD").read_text() == f"ref: {gitshared.HEAD}\n"
+
+
+SWAPPED = """
+import itertools, os, sys
+from pathlib import Path
+from invirtibuilder import gitshared
+repository, left = Path(sys.argv[1]), -1
+folder, victim = repository / "refs/heads/deep", repository / "hooks"
+modes = {path: path.stat().st_mode for path in (victim, victim / "er")}
+
+def hook(event, _args):
+    global left
+    if event in ("open", "os.scandir", "os.listdir", "os.chown", "os.chmod"):
+        left -= 1
+        if left == 0:
+            folder.rename(repository / "away")
+            folder.symlink_to(victim)
+
+sys.addaudithook(hook)
+for turn in itertools.count(1):
+    left = turn
+    gitshared.share(repository, os.getgid())
+    found, left = left, -1
+    assert modes == {path: path.stat().st_mode for path in modes}, turn
+    if found > 0:
+        break
+    folder.unlink()
+    (repository / "away").rename(folder)
+print(turn)
+"""
+"""At each moment at which it opens or changes something, in turn, a link takes a folder's place."""
+
+
+def test_sharing_gives_away_what_is_there_and_not_what_a_link_names(
+    repository: Repository, work: Work
+) -> None:
+    assert work.push("main:refs/heads/deep/er/x").code == 0
+    (repository.path / "hooks/er").mkdir()
+    assert int(run([sys.executable, "-c", SWAPPED, repository.path], cwd=ROOT).text) > 10
+    for name in ("deep", "deep/er"):
+        assert (repository.path / "refs/heads" / name).stat().st_mode & 0o7777 == gitshared.OPEN
+
+
+def test_folders_without_an_end_are_in_nobodys_way(repository: Repository) -> None:
+    """A pusher's account can make them deeper than Python walks."""
+    heads = repository.path / "refs/heads"
+    try:
+        run(["mkdir", "-p", heads / "/".join("d" * 1500)])
+        gitshared.share(repository.path, os.getgid())
+    finally:
+        run(["rm", "-r", heads / "d"])
 
 
 def test_resolve(repository: Repository, work: Work) -> None:
