@@ -83,9 +83,11 @@ def build(work: Work) -> Answer:
     return built(work.folder, dsc.source, dsc.version, [Binary(name=n) for n in dsc.binaries])
 
 
-def built(folder: Path, source: str, version: str, binaries: Sequence[Binary]) -> Answer:
-    """A result of a build with these binary packages."""
-    debs = [deb(folder, binary, source, version) for binary in binaries]
+def built(
+    folder: Path, source: str, version: str, binaries: Sequence[Binary], content: str = ""
+) -> Answer:
+    """A result of a build with these binary packages, which have a file of `content`."""
+    debs = [deb(folder, binary, source, version, content) for binary in binaries]
     info = buildinfo(folder, source, version, debs)
     return Answer(files=[*debs, info], report={"debs": dict(map(control, debs)), "problems": []})
 

@@ -8,6 +8,7 @@ What it does with each order is said in FOLDER/attack; FOLDER/findings is what i
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder.engine import receive_descriptors
+from invirtibuilder.errors import MachineFault
 from invirtibuilder.order import read_order
 from tests.support.cannedworker import Answer, CannedWorker, Work, build, built, export
 from tests.support.debs import Binary
@@ -39,6 +41,23 @@ def tried(what: Callable[[], object]) -> str:
     except OSError as error:
         return type(error).__name__
     return "done"
+
+
+PIDFD_OPEN, PIDFD_GETFD = 434, 438
+"""System calls' numbers, alike on all architectures."""
+
+
+def take(pid: int, fd: int) -> None:
+    """Another process's descriptor. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    process = libc.syscall(PIDFD_OPEN, pid, 0)
+    taken = libc.syscall(PIDFD_GETFD, process, fd, 0) if process >= 0 else -1
+    number = ctypes.get_errno()
+    for mine in (process, taken):
+        if mine >= 0:
+            os.close(mine)
+    if taken < 0:
+        raise OSError(number, os.strerror(number))
 
 
 def probe(kind: str, target: str) -> str:
@@ -61,6 +80,7 @@ def probe(kind: str, target: str) -> str:
         "make": made,
         "connect": connected,
         "signal": lambda: os.kill(int(target), 0),
+        "take": lambda: take(*map(int, target.split())),
         "memory": lambda: Path(f"/proc/{target}/environ").read_bytes(),
     }
     return tried(probes[kind])
@@ -80,16 +100,19 @@ def _before(name: str, kind: bytes, content: bytes, size: int) -> Callable[[Fds,
     return attack
 
 
-def _whole(fds: Fds, folder: Path) -> bytes:
+Change = Callable[[Work, Answer], Answer]
+
+
+def _whole(fds: Fds, folder: Path, change: Change | None = None) -> bytes:
     """An honest result, which nobody has been given yet."""
     result = Path(tempfile.mkdtemp(dir=folder)) / "result"
     fd = os.open(result, os.O_RDWR | os.O_CREAT, 0o600)
-    _honest([os.dup(fds[0]), fd, os.dup(fds[2]), os.dup(fds[3])], folder)
+    _honest([os.dup(fds[0]), fd, os.dup(fds[2]), os.dup(fds[3])], folder, change)
     os.lseek(fds[0], 0, os.SEEK_SET)
     return result.read_bytes()
 
 
-def _honest(fds: Fds, folder: Path, change: Callable[[Work, Answer], Answer] | None = None) -> None:
+def _honest(fds: Fds, folder: Path, change: Change | None = None) -> None:
     """What a worker gives back, with a change to it."""
 
     def changed(answer: Callable[[Work], Answer]) -> Callable[[Work], Answer]:
@@ -102,7 +125,7 @@ def _honest(fds: Fds, folder: Path, change: Callable[[Work, Answer], Answer] | N
         raise worker.errors[0]
 
 
-def _changed(change: Callable[[Work, Answer], Answer]) -> Callable[[Fds, Path], None]:
+def _changed(change: Change) -> Callable[[Fds, Path], None]:
     return lambda fds, folder: _honest(fds, folder, change)
 
 
@@ -118,7 +141,7 @@ def _other_version(work: Work, answer: Answer) -> Answer:
     return built(work.folder / "other", "hello", "99.0", [Binary(name="hello")])
 
 
-def _dsc(old: str, new: str) -> Callable[[Work, Answer], Answer]:
+def _dsc(old: str, new: str) -> Change:
     def change(work: Work, answer: Answer) -> Answer:
         if work.order.kind == "export":
             dsc = answer.files[0]
@@ -145,15 +168,55 @@ def _of_another_attempt(fds: Fds, folder: Path) -> None:
     os.write(fds[1], _whole(fds, folder).replace(name, b"9" + name[1:]))
 
 
+def _say(folder: Path, word: str, text: str = "") -> None:
+    beside = folder / f".{word}"
+    beside.write_text(text)
+    beside.rename(folder / word)
+
+
+def _hear(folder: Path, word: str, seconds: float) -> None:
+    """Wait for a word of the test's."""
+    end = time.monotonic() + seconds
+    while not (folder / word).exists():
+        if time.monotonic() > end:
+            raise TimeoutError(word)
+        time.sleep(0.002)
+    (folder / word).unlink()
+
+
+def _large(work: Work, answer: Answer) -> Answer:
+    """What takes a while to be copied."""
+    version = next(f for f in answer.files if f.suffix == ".deb").name.split("_")[1]
+    content = "honest\n" * (5 << 17)
+    return built(work.folder / "large", "hello", version, [Binary(name="hello")], content)
+
+
 def _rewritten(fds: Fds, folder: Path) -> None:
-    """An honest result that goes on changing after the lock was let go of."""
-    kept = os.dup(fds[1])
+    """A result of a build, whole when the lock is let go of; at a word its `.deb` is another."""
+    with os.fdopen(os.dup(fds[0]), "rb") as stream:
+        order = read_order(stream)
+    os.lseek(fds[0], 0, os.SEEK_SET)
+    if order.kind != "build":
+        _honest(fds, folder)
+        return
+    data = _whole(fds, folder, _large)
+    os.write(fds[1], data)
+    (folder / "honest.tar").write_bytes(data)
+    with tarfile.open(folder / "honest.tar") as tar:
+        (deb,) = (member for member in tar.getmembers() if member.name.endswith(".deb"))
+    _say(folder, "ready", order.attempt)
+    _hear(folder, "go", 60)
+    fcntl.flock(fds[3], fcntl.LOCK_UN)
+    _hear(folder, "now", 60)
+    os.pwrite(fds[1], b"#" * deb.size, deb.offset_data)
+    _say(folder, "done")
+
+
+def _held(fds: Fds, folder: Path) -> None:
+    """An order that stays open for as long as the test wants."""
+    _say(folder, "held", json.dumps([os.getppid(), os.getpid(), *fds]))
+    _hear(folder, "released", 600)
     _honest(fds, folder)
-    size = os.fstat(kept).st_size
-    end = time.monotonic() + 1.5
-    while time.monotonic() < end:
-        for offset in range(1024, size - 2048, 4096):
-            os.pwrite(kept, b"#" * 512, offset)
 
 
 def _flood(which: int) -> Callable[[Fds, Path], None]:
@@ -223,6 +286,7 @@ ATTACKS: dict[str, Callable[[Fds, Path], None]] = {
     "a result without an end": _flood(1),
     "no lock": _unlocked,
     "grasping": _grasping,
+    "an order that stays open": _held,
     "honest": _honest,
 }
 """What is done with an order."""
@@ -237,7 +301,8 @@ def serve(folder: Path) -> None:
         print("ready", flush=True)
         while True:
             connection, _ = server.accept()
-            with connection, suppress(OSError):
+            # Who only connects sends nothing.
+            with connection, suppress(OSError, MachineFault):
                 _, fds = receive_descriptors(connection, 4)
                 connection.sendall(b"started\n")
                 if os.fork() == 0:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import os
 import shutil
+import signal
+import tarfile
+import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from inotify_simple import Event, INotify, flags
 
 from invirtibuilder.run import started_group
 from tests.support import packages
@@ -92,6 +101,11 @@ def submit(system: Installed, pocket: str) -> tuple[int, str]:
     return done.code, done.text
 
 
+def told(system: Installed, job: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(system.cli("root", "status", job, "--json").out)
+    return found
+
+
 def published(system: Installed) -> dict[str, str]:
     """Every published file, and the record."""
     script = 'cd "$1" && find archive/*/pool -type f -exec sha256sum {} + | sort -k2'
@@ -100,6 +114,10 @@ def published(system: Installed) -> dict[str, str]:
     )
     return {line.split()[-1]: line for line in lines.splitlines()}
 
+
+MOMENTS = (0, 0.005, 0.01, 0.02, 0.04) * 6
+"""Seconds after a result was opened."""
+FINAL = {"published", "failed", "refused"}
 
 LOST = (
     *("nothing at all", "a link", "another name of a file", "a device", "a pipe"),
@@ -124,9 +142,7 @@ def test_what_is_given_back_counts_only_for_its_order(system: Installed, name: s
         attack(system, "honest")
     assert code == 4
     assert published(system) == before
-    codes = {
-        r["code"] for r in json.loads(system.cli("root", "status", job, "--json").out)["reasons"]
-    }
+    codes = {reason["code"] for reason in told(system, job)["reasons"]}
     assert (codes == {"worker-lost"}) == (name in LOST), codes
     assert not system.path(HOSTILE / "written").exists()
     # What was flooded is not kept.
@@ -145,12 +161,84 @@ def test_the_same_worker_is_believed_when_it_is_honest(system: Installed) -> Non
     assert system.cli("root", "fsck").code == 0
 
 
-def test_a_result_that_changes_is_what_was_hashed_or_nothing(system: Installed) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """What the kernel says of results: who opens, changes and leaves them."""
+
+    watch: INotify
+    seen: list[Event] = field(default_factory=list)
+
+    def of(self, result: int) -> list[int]:
+        """What has happened to one, in order."""
+        self.seen.extend(self.watch.read(timeout=50))
+        return [event.mask for event in self.seen if event.wd == result]
+
+
+def rewritten(system: Installed, job: str, delay: float, watched: Watched) -> bool:
+    """Have the result that is ready rewritten, with the daemon stopped a while after it opened it.
+
+    Whether it was in the midst of the copying.
+    """
+    folder, daemon = system.path(HOSTILE / "untrusted"), system.process("daemon")
+    attempt = (folder / "ready").read_text().rpartition(".")[2]
+    (folder / "ready").unlink()
+    path = system.path(SITE / "jobs" / job / "attempts" / attempt / "result.tar")
+    result = watched.watch.add_watch(str(path), flags.OPEN | flags.MODIFY | flags.CLOSE_NOWRITE)
+    (folder / "go").touch()
+    until(lambda: watched.of(result))
+    time.sleep(delay)
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        until(lambda: "\nState:\tT" in Path(f"/proc/{daemon}/status").read_text())
+        (folder / "now").touch()
+        until((folder / "done").exists)
+        (folder / "done").unlink()
+        events = until(lambda: flags.MODIFY in (found := watched.of(result)) and found)
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    return flags.CLOSE_NOWRITE not in events[: events.index(flags.MODIFY)]
+
+
+def changing(system: Installed, moments: Iterator[float]) -> tuple[dict[str, Any], int]:
+    """A submission whose results all change; what became of it, and how often in the midst."""
+    ready, hits = system.path(HOSTILE / "untrusted/ready"), 0
     attack(system, "a result that changes")
     try:
-        submit(system, "dev")
+        job = system.cli("root", "submit", "dev", "hello", "main").text
+        with INotify() as watch:
+            watched = Watched(watch=watch)
+            while until(lambda: ready.exists() or told(system, job)["state"] in FINAL):
+                if not ready.exists():
+                    break
+                hits += rewritten(system, job, next(moments), watched)
+            watched.of(0)
+            # What was hashed is used: nobody looks a second time.
+            opened = Counter(event.wd for event in watched.seen if event.mask & flags.OPEN)
+            assert set(opened.values()) == {1}
     finally:
         attack(system, "honest")
+    return told(system, job), hits
+
+
+def test_a_result_that_changes_is_what_was_hashed_or_nothing(system: Installed) -> None:
+    """It changes sooner or later in the copying, and afterwards."""
+    moments, hits = iter(MOMENTS), 0
+    while hits < 3:
+        before = published(system)
+        status, more = changing(system, moments)
+        hits += more
+        if status["state"] == "published":
+            with tarfile.open(system.path(HOSTILE / "untrusted/honest.tar")) as tar:
+                (member,) = (m for m in tar.getmembers() if m.name.endswith(".deb"))
+                content = tar.extractfile(member)
+                assert content
+                digest = hashlib.sha256(content.read()).hexdigest()
+            new = [line for name, line in published(system).items() if name not in before]
+            debs = [line.split()[0] for line in new if line.endswith(".deb")]
+            assert debs == [digest]
+        else:
+            assert {reason["code"] for reason in status["reasons"]} == {"worker-lost"}
+            assert published(system) == before
     assert system.cli("root", "fsck", "--full").code == 0
 
 
@@ -168,14 +256,45 @@ def test_what_is_handed_over_is_handed_over_for_one_use(system: Installed) -> No
     assert len(found) == 21
 
 
-def targets(system: Installed) -> dict[str, tuple[str, str]]:
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """An order of the trusted domain's, at its worker; ids of processes are those in there."""
+
+    job: str
+    listener: int
+    worker: int
+    order: int
+    result: int
+
+
+@pytest.fixture(scope="module")
+def held(system: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
+    folder = system.path(HOSTILE / "trusted")
+    path = tmp_path_factory.mktemp("git") / "held"
+    repo = packages.native(path, "held", "1.0", distribution="bookworm")
+    shutil.copytree(repo.path, system.path(HOSTILE / "held"))
+    system.cli("root", "package", "create", "held", "--from", str(HOSTILE / "held"))
+    attack(system, "an order that stays open", "trusted")
+    try:
+        job = system.cli("root", "submit", "prod", "held", "main").text
+        until((folder / "held").exists)
+    finally:
+        attack(system, "honest", "trusted")
+    listener, worker, order, result, *_ = json.loads((folder / "held").read_text())
+    yield Held(job=job, listener=listener, worker=worker, order=order, result=result)
+    (folder / "released").touch()
+    until(lambda: told(system, job)["state"] == "published")
+
+
+def targets(system: Installed, held: Held) -> dict[str, tuple[str, str]]:
     """What only some accounts may do; each with root as its control."""
-    order = next(system.path(SITE / "jobs").glob("*/attempts/export-1/order.tar"))
+    orders = list(system.path(SITE / "jobs" / held.job).glob("attempts/export-1/order.tar"))
+    assert len(orders) == 1
     site = {
         "keys": ("list", "/var/lib/ib-sign/gnupg"),
         "packages": ("list", f"{SITE}/packages"),
         "a package": ("read", f"{SITE}/packages/hello.git/config"),
-        "an order": ("read", f"{SITE}/{order.relative_to(system.path(SITE))}"),
+        "an order": ("read", f"{SITE}/jobs/{held.job}/attempts/export-1/order.tar"),
         "jobs": ("list", f"{SITE}/jobs"),
         "a job of one's own making": ("make", f"{SITE}/jobs"),
         "requests": ("list", f"{SITE}/queue/new"),
@@ -202,12 +321,25 @@ def targets(system: Installed) -> dict[str, tuple[str, str]]:
         for name in ("daemon", "signer", "notifier")
         for what in ("signal", "memory")
     }
+    pids = {"listener": str(held.listener), "worker": str(held.worker)}
+    processes |= {
+        f"{what} trusted {name}": (what, pid)
+        for name, pid in pids.items()
+        for what in ("signal", "memory")
+    }
+    open_files = {
+        **{f"descriptors trusted {n}": ("list", f"/proc/{pid}/fd") for n, pid in pids.items()},
+        "an open order": ("read", f"/proc/{held.worker}/fd/{held.order}"),
+        "an open result": ("write", f"/proc/{held.worker}/fd/{held.result}"),
+        "the descriptor of an order": ("take", f"{held.worker} {held.order}"),
+        "the descriptor of a result": ("take", f"{held.worker} {held.result}"),
+    }
     domain = {
         f"{what} trusted {name}": (what, f"/var/lib/ib-build/{name}")
         for name in ("", "slot-1", "slot-1/scratch")
         for what in ("list", "make")
     }
-    return {**site, **sockets, **processes, **domain}
+    return {**site, **sockets, **processes, **open_files, **domain}
 
 
 MAY = {
@@ -222,10 +354,9 @@ MAY = {
 
 
 @pytest.mark.parametrize("account", MAY)
-def test_what_an_account_may_besides(system: Installed, account: str) -> None:
-    if not list(system.path(SITE / "jobs").glob("*/attempts/export-1/order.tar")):
-        submit(system, "prod")
-    words = targets(system)
+def test_what_an_account_may_besides(system: Installed, held: Held, account: str) -> None:
+    """Of the other domain: an order that its worker is at, too."""
+    words = targets(system, held)
     drop = ("setpriv", f"--reuid={account}", f"--regid={account}", "--init-groups")
     done = system.run(*drop, *PROGRAM, HOSTILE, json.dumps(words))
     found = {name for name, said in json.loads(done.out).items() if said == "done"}
