@@ -26,7 +26,7 @@ from invirtibuilder.order import Manifest, Order, ResultWriter, read_order
 from invirtibuilder.run import run
 from tests.support.debs import Binary, checksums, deb, upload
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds after which anything that a test waits for counts as never coming."""
 
 

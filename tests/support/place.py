@@ -77,7 +77,13 @@ class Place:
         """Change the configuration."""
         text = self.config.read_text()
         assert old in text
-        self.config.write_text(text.replace(old, new))
+        self._configure(text.replace(old, new))
+
+    def _configure(self, text: str) -> None:
+        # A daemon that reads it meanwhile sees the old one or the new one, whole.
+        beside = self.config.with_suffix(".new")
+        beside.write_text(text)
+        beside.replace(self.config)
 
     def hook(
         self, script: str, *, name: str = "hook", events: str = "", required: bool = False
@@ -91,7 +97,7 @@ class Place:
         text = self.config.read_text()
         if "hooks: []" in text:
             text = text.replace("hooks: []", "hooks:")
-        self.config.write_text(text.replace("hooks:\n", f"hooks:\n  - {{{keys}}}\n"))
+        self._configure(text.replace("hooks:\n", f"hooks:\n  - {{{keys}}}\n"))
         return path
 
     def package(self, repo: Repo) -> None:
@@ -106,7 +112,7 @@ class Place:
     def cli(self, *args: str | Path, check: bool = False) -> Done:
         """Run a command in a process of its own."""
         argv = [sys.executable, "-m", "invirtibuilder", "--config", self.config, *args]
-        return run(argv, cwd=ROOT, check=check, timeout=60)
+        return run(argv, cwd=ROOT, check=check, timeout=300)
 
     def json(self, *args: str) -> Any:
         """What a command that must succeed prints as JSON."""
