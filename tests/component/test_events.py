@@ -70,7 +70,7 @@ class Site:
         program.chmod(0o755)
         out = self.root / f"{name}.out"
         environment = {"OUT": str(out), **fields.pop("environment", {})}
-        values: dict[str, Any] = {"events": frozenset(EVENTS), "timeout": 20, **fields}
+        values: dict[str, Any] = {"events": frozenset(EVENTS), "timeout": 60, **fields}
         self.hooks = [hook for hook in self.hooks if hook.name != name]
         self.hooks.append(Hook(name=name, program=program, environment=environment, **values))
         return out
@@ -285,18 +285,18 @@ def test_one_job_and_one_hook_do_not_hold_up_the_others(site: Site) -> None:
 
 
 def test_a_hook_that_hangs_is_ended_with_its_family_once_a_call(site: Site) -> None:
-    out = site.hook("hang", f"{TELL}; sleep 300 & echo $! >> $OUT; wait", timeout=0.5)
+    out = site.hook("hang", f"{TELL}; sleep 300 & echo $! >> $OUT; wait", timeout=5)
     after = site.hook("after", TELL)
     site.queue("submitted")
     site.queue("submitted", job=OTHER)
     started = time.monotonic()
     assert site.events.deliver() == site.clock.now, "the other job's is due at once"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     event, child = told(out)
     assert event == "submitted"
-    assert not running(int(child))
+    eventually(lambda: not running(int(child)))
     assert told(after) == ["submitted"] * 2
-    assert site.events.deliveries(JOB)[0].why == "no end after 0.5 s: "
+    assert site.events.deliveries(JOB)[0].why == "no end after 5 s: "
     assert site.events.deliveries(OTHER)[0].attempts == 0
 
 
@@ -309,11 +309,11 @@ def running(pid: int) -> bool:
 
 
 def test_a_hook_that_leaves_a_child_behind_is_not_waited_for(site: Site) -> None:
-    site.hook("fork", "setsid sleep 20 & exit 0")
+    site.hook("fork", "setsid sleep 120 & exit 0")
     site.queue("submitted")
     started = time.monotonic()
     assert site.events.deliver() is None
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_output_without_end_is_cut(site: Site) -> None:
@@ -441,7 +441,7 @@ def test_nothing_is_run_when_its_answer_could_not_be_kept(site: Site) -> None:
         "try:\n    events.deliver()\n"
         "except OSError: print('refused')\n",
     )
-    assert done.communicate(timeout=20)[0] == "refused\n"
+    assert done.communicate(timeout=60)[0] == "refused\n"
     assert told(out) == []
     assert site.events.deliver() is None
     assert told(out) == ["submitted"]
@@ -474,7 +474,7 @@ def worker(site: Site, code: str = "events.deliver()\n") -> subprocess.Popen[str
 
 
 def eventually(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 15
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, "did not happen"
         time.sleep(0.02)
@@ -483,13 +483,13 @@ def eventually(condition: Callable[[], object]) -> None:
 @pytest.mark.parametrize("when", ["before it acts", "after it acted"])
 def test_a_deliverer_killed_during_a_hook_means_telling_again(site: Site, when: str) -> None:
     first = "" if when == "before it acts" else TELL
-    act = f"{first or ':'}; mkdir $OUT.2; sleep 2; exit 0"
+    act = f"{first or ':'}; mkdir $OUT.2; sleep 60; exit 0"
     out = site.hook("kill", f"if mkdir $OUT.1; then {act}; fi; {TELL}")
     site.queue("submitted", "started")
     killed = worker(site)
     eventually(Path(f"{out}.2").exists)
     killed.kill()
-    killed.communicate(timeout=20)
+    killed.communicate(timeout=60)
     site.clock.now = datetime.now(UTC)
     (delivery, _) = site.events.deliveries(JOB)
     assert (delivery.accepted, delivery.attempts) == (None, 1)
@@ -512,7 +512,7 @@ def test_killed_at_any_instant_nothing_is_lost_or_out_of_order(site: Site, delay
     )
     time.sleep(delay)
     process.kill()
-    queued = process.communicate(timeout=20)[0].split()
+    queued = process.communicate(timeout=60)[0].split()
     site.queue("submitted", "started", "failed")
     time.sleep(0.1)  # a hook that was left behind ends
     site.clock.now = datetime.now(UTC) + timedelta(minutes=1)
@@ -524,7 +524,7 @@ def test_killed_at_any_instant_nothing_is_lost_or_out_of_order(site: Site, delay
 
 
 def test_two_deliverers_do_not_run_a_hook_twice(site: Site) -> None:
-    out = site.hook("slow", f"sleep 1; {TELL}", required=True)
+    out = site.hook("slow", f"until [ -e $OUT.go ]; do sleep 0.05; done; {TELL}", required=True)
     site.queue("submitted")
     events = site.events
     results: list[object] = []
@@ -535,8 +535,9 @@ def test_two_deliverers_do_not_run_a_hook_twice(site: Site) -> None:
         thread.start()
     eventually(lambda: (site.directory / JOB / "00-submitted.slow.json").exists())
     assert events.deliver() == START + timedelta(seconds=1), "another has it: does not wait"
+    Path(f"{out}.go").touch()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert told(out) == ["submitted"]
     assert results == [[], [], []]
 
@@ -559,7 +560,7 @@ def test_events_queued_while_hooks_run_are_not_lost(site: Site) -> None:
                 events.queue(job, event, {})
     finally:
         done.set()
-        thread.join(30)
+        thread.join(60)
     events.deliver()
     assert sorted(told(out)) == ["published"] * 20 + ["submitted"] * 20
 

@@ -23,7 +23,7 @@ def alive(pid: int) -> bool:
 
 def gone(pid: int) -> bool:
     """Whether it is dead, or is in a moment."""
-    for _ in range(200):
+    for _ in range(3000):
         if not alive(pid):
             return True
         time.sleep(0.01)
@@ -76,14 +76,15 @@ STUBBORN = "trap '' TERM; echo $$; while :; do sleep 0.1; done"
 
 def test_a_time_out_kills_the_family(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "GRACE", 0.3)
-    # The first ends by TERM; its child ignores TERM, and holds standard output.
+    # The first ends by TERM; its child ignores TERM, and holds standard output. Both have said who
+    # they are by then.
     started = time.monotonic()
-    with pytest.raises(ProcessFault, match=r"no end after 0\.3 s") as caught:
+    with pytest.raises(ProcessFault, match="no end after 3 s") as caught:
         run(
             ["sh", "-c", f'({STUBBORN}) & sh -c "{STUBBORN.replace("$", chr(92) + "$")}" & wait'],
-            timeout=0.3,
+            timeout=3,
         )
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     pids = [int(line) for line in caught.value.done.out.split()]
     assert len(pids) == 2
     assert all(gone(pid) for pid in pids)
@@ -95,8 +96,8 @@ def test_a_time_out_does_not_wait_for_who_has_left_the_group(
     monkeypatch.setattr(door, "GRACE", 0.3)
     started = time.monotonic()
     with pytest.raises(ProcessFault, match="no end after"):
-        run(["sh", "-c", "setsid sleep 4 & wait"], timeout=0.3)
-    assert time.monotonic() - started < 3
+        run(["sh", "-c", "setsid sleep 60 & wait"], timeout=0.3)
+    assert time.monotonic() - started < 30
 
 
 def test_what_a_process_leaves_running_is_swept() -> None:
