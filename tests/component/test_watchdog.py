@@ -16,6 +16,7 @@ from invirtibuilder.watchdog import Watchdog
 from tests.support import packages
 from tests.support import place as places
 from tests.support.place import Place, until
+from tests.support.running import put
 
 WATCHDOG = 1.6
 """Seconds that a manager would wait for a word."""
@@ -104,7 +105,9 @@ def test_from_ready_to_stopping(manager: Manager, tmp_path: Path) -> None:
                 ["STATUS=0 jobs run, 0 wait"],
             )
             manager.hears("WATCHDOG=1")
-            place.cli("submit", "dev", "hello", repo.commit, "--wait", check=True)
+            # Not a command, which would take its time: nobody reads the socket meanwhile, and what
+            # does not fit into it is not said again.
+            put(place, "dev", repo)
             manager.hears("STATUS=1 jobs run, 0 wait")
             manager.hears("STATUS=0 jobs run, 0 wait")
             daemon.send_signal(signal.SIGTERM)
