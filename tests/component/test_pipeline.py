@@ -565,11 +565,13 @@ def test_two_jobs_in_order_and_a_retry(line: Line, tmp_path: Path) -> None:
     other = packages.native(tmp_path / "other", "other")
     place.package(first)
     place.package(other)
-    # With the daemon down they are queued all the same.
     worker.answers["build"] = cannedworker.failing("ftbfs", "no")
+    # With the daemon down it is queued all the same.
     failing = place.cli("submit", "staging", first.name, "main").text
-    second = place.cli("submit", "staging", other.name, other.commit[:10]).text
     with place.daemon():
+        # A builder waits only for so long for a job that comes slowly.
+        until(lambda: worker.orders)
+        second = place.cli("submit", "staging", other.name, other.commit[:10]).text
         assert place.ended(failing).status.state == State.FAILED
         assert place.ended(second).status.state == State.FAILED
         assert [o.job for o in worker.orders] == [failing, failing, second, second]

@@ -53,7 +53,9 @@ elif verb == "signal":
     os.kill(os.getpid(), signal.SIGKILL)
 elif verb == "cut":
     print("so far", flush=True)
-    time.sleep(0.2)
+    for _ in range(1000):
+        if not os.path.exists(args[0]):
+            time.sleep(0.05)
     os.kill(os.getppid(), signal.SIGKILL)
 elif verb == "sleep":
     time.sleep(float(args[0]))
@@ -187,10 +189,15 @@ def test_a_silent_command(connection: Connection) -> None:
     assert caught.value.code == "closed"
 
 
-def test_a_server_that_is_killed_in_mid_call(connection: Connection) -> None:
-    heard = Heard()
+def test_a_server_that_is_killed_in_mid_call(connection: Connection, tmp_path: Path) -> None:
+    heard, mark = Heard(), tmp_path / "heard"
+
+    def hear(stream: int, data: bytes) -> None:
+        heard(stream, data)
+        mark.touch()
+
     with pytest.raises(Unavailable) as caught:
-        connection.command([b"test", b"cut"], heard)
+        connection.command([b"test", b"cut", os.fsencode(mark)], hear)
     assert caught.value.code == "connection-lost"
     assert heard.out == b"so far\n"
 
@@ -262,7 +269,7 @@ def liar(script: Script) -> Iterator[int]:
 
         def serve() -> None:
             with contextlib.suppress(OSError), listener.accept()[0] as it:
-                it.settimeout(10)
+                it.settimeout(60)
                 script(it)
 
         thread = threading.Thread(target=serve)
@@ -309,9 +316,14 @@ def endless(it: socket.socket) -> None:
 
 def drip(it: socket.socket) -> None:
     say(token(0x42, b"", 1000))(it)
-    for _ in range(50):
+    for _ in range(600):
         it.sendall(b"x")
         time.sleep(0.1)
+
+
+def silent(it: socket.socket) -> None:
+    while it.recv(1 << 16):
+        pass
 
 
 @pytest.mark.usefixtures("alice")
@@ -340,7 +352,7 @@ def test_a_stranger(script: Script, code: str) -> None:
 
 
 @pytest.mark.usefixtures("alice")
-@pytest.mark.parametrize("script", [drip, lambda it: time.sleep(1)], ids=["slow", "silent"])
+@pytest.mark.parametrize("script", [drip, silent])
 def test_a_stranger_who_takes_its_time(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remctl, "CONNECT", 0.4)
     started = time.monotonic()
@@ -348,7 +360,7 @@ def test_a_stranger_who_takes_its_time(script: Script, monkeypatch: pytest.Monke
         with pytest.raises(Unavailable) as caught:
             Connection("localhost", port)
         assert caught.value.code == "time-out"
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 30
 
 
 Answer = Callable[[gssapi.SecurityContext], bytes]
@@ -445,7 +457,7 @@ case $1 in
     echo "job        $2"; echo "asked      submit dev state published"
     echo "state      $(cat state) since now" ;;
   log) [ "$3" = follow ] || exit 64
-    if [ -e cut ]; then rm cut; echo begins; sleep 0.1; kill -9 $PPID; exit; fi
+    if [ -e cut ]; then rm cut; echo begins; sleep 2; kill -9 $PPID; exit; fi
     echo "a line of $2"; cat end >state ;;
   exit) exit "$2" ;;
   *) echo "$*" ;;

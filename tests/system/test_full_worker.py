@@ -18,7 +18,7 @@ from tests.support.yard import Ended, Yard, yard
 
 SIZE = 48 << 20
 LIMITS = Limits(seconds=240, reserve=8 << 20)
-FILL = "head -c 100M /dev/zero >filled; sleep 3; echo went on"
+FILL = "head -c 100M /dev/zero >filled; sleep {}; echo went on"
 MARKER = f"invirtibuilder-full-{os.getpid()}"
 
 
@@ -53,12 +53,12 @@ def built(place: Yard, name: str, script: str, limits: Limits = LIMITS) -> Ended
 def test_a_build_that_fills_the_disk(small: Yard) -> None:
     """It has no limit of its own: that there is no room is the machine's fault, and passes."""
     before = left(small)
-    ended = built(small, "filler", FILL)
+    ended = built(small, "filler", FILL.format(30))
     assert (ended.codes[0], ended.manifest.blame) == ("disk-full", Blame.MACHINE), ended.log
     assert "went on" not in ended.log
     assert left(small) == before
     # Without a reserve the disk is full to the last byte.
-    ended = built(small, "filler-again", FILL, replace(LIMITS, reserve=None))
+    ended = built(small, "filler-again", FILL.format(3), replace(LIMITS, reserve=None))
     assert (ended.codes[0], ended.manifest.blame) == ("disk-full", Blame.MACHINE), ended.log
     assert built(small, "small", "true").manifest.ok
 
