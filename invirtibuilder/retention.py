@@ -95,7 +95,7 @@ class _Archive:
         publications, kept = self.archive.publications, self.pocket.retention
         old = _outdated(self.context, self.pocket, self.archive)
         for number, superseded in old.items():
-            why = f"superseded at {model.iso(superseded)}, {kept.publications} later ones are kept"
+            why = f"superseded at {model.iso(superseded)}; {kept.publications} states before now stay"
             yield self._waste("publication", str(number), why, publications.path(number))
         if not self.dry_run:
             publications.prune(self.context.clock(), seconds=kept.seconds, count=kept.publications)

@@ -30,7 +30,7 @@ KEEP_SECONDS = 24 * 3600
 """How long a publication is kept after it was superseded, at least."""
 
 KEEP_COUNT = 3
-"""How many of the superseded publications are kept, at least."""
+"""How many states before the present one are kept, at least."""
 
 MAX_AHEAD = 5.0
 """Seconds that a Date may be ahead of the clock: APT's Acquire::Max-FutureTime is 10."""
@@ -269,15 +269,18 @@ class Publications:
             files.remove_tree(gone)
 
     def outdated(self, now: datetime, *, seconds: float, count: int) -> dict[int, datetime]:
-        """Publications that were superseded over `seconds` ago, but for the last `count` of them.
+        """Publications that were superseded over `seconds` ago, but for the last `count` states.
 
-        Each with when it was superseded. Never the current one, nor one after it.
+        Each with when it was superseded. Never the current one, nor one after it. A state is what
+        a commit of the superproject has: of the publications that only signed it again, the newest
+        is enough.
         """
         current = self.current()
         older = [n for n in self.numbers() if current is not None and n <= current]
+        states = {self.commit(number): number for number in older}
+        kept = set(sorted(states.values())[-count - 1 :])
         # Each with the one that superseded it; so the current one is none of them.
-        candidates = list(itertools.pairwise(older))[: -count or None]
-        dates = {number: self.date(by) for number, by in candidates}
+        dates = {n: self.date(by) for n, by in itertools.pairwise(older) if n not in kept}
         old = now - timedelta(seconds=seconds)
         return {number: date for number, date in dates.items() if date < old}
 

@@ -60,6 +60,8 @@ class Pocket:
             date=date or self.publications.next_date(self.start),
             valid_for=more.get("valid_for"),
             sign=self.key.sign,
+            commit=f"{number:040x}",
+            again=more.get("again"),
         )
 
     def publish(self, version: str) -> bytes:
@@ -421,6 +423,25 @@ def test_prune_keeps_by_time_and_count_and_never_the_current(pocket: Pocket) -> 
     named = [ln.split() for ln in (dist / "Release").read_text().splitlines() if ln[0] == " "]
     kept = {file.name for file in store.iterdir()}
     assert kept == {sha for sha, _, name in named if (dist / name).exists()}
+
+
+def test_what_was_only_signed_again_is_no_state_of_its_own(pocket: Pocket) -> None:
+    base = datetime(2026, 1, 1, tzinfo=UTC)
+    hour = timedelta(hours=1)
+    pocket.include("1")
+    for number in range(1, 9):
+        if number == 3:
+            pocket.include("2")
+        again = number - 1 if number not in (1, 3) else 0
+        pocket.stage(number, date=base + number * hour, again=again or None)
+        pocket.publications.switch(number)
+    prune = pocket.publications.prune
+    # The older ones of a state stay as long as a client may use them; 3 was superseded at 04:00.
+    assert prune(base + 28 * hour, count=1) == [1]
+    # Of each of the two states the newest.
+    assert prune(base + 1000 * hour, count=5) == [3, 4, 5, 6, 7]
+    assert prune(base + 1000 * hour, count=1) == []
+    assert prune(base + 1000 * hour, count=0) == [2]
 
 
 def test_key_that_is_missing_or_locked_is_said_so(key: GpgSigner, tmp_path: Path) -> None:

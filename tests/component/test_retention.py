@@ -18,7 +18,7 @@ from invirtibuilder.gitrepo import JOBS
 from invirtibuilder.jobs import Job
 from invirtibuilder.retention import Waste
 from invirtibuilder.settings import Retention
-from invirtibuilder.stages import transaction
+from invirtibuilder.stages import history, transaction, validity
 from invirtibuilder.stages.uploads import kept_upload
 from invirtibuilder.states import State
 from tests.support import packages
@@ -154,6 +154,26 @@ def test_what_was_superseded_long_ago_goes(line: Line, tmp_path: Path) -> None:
     # And there is nothing left to do, nor does anything stand in the way of the next one.
     assert after(line, 2) == []
     published(line, "6.0")
+
+
+def test_what_is_signed_again_pushes_no_state_out(line: Line) -> None:
+    keeping(line, publications=5)
+    first = published(line, "1.0")
+    published(line, "2.0")
+    pockets: Any = line.site.pockets
+    pockets["staging"] = dataclasses.replace(pockets["staging"], valid_for=3600.0)
+    now = model.utcnow()
+    for number in range(1, 7):
+        later = now + number * DAY / 2
+        validity.keep_valid(
+            dataclasses.replace(line.context, clock=lambda later=later: later), pockets["staging"]
+        )
+    found = after(line, 5)
+    # Of 4 to 9 each is the second state signed again.
+    assert names(found, "publication") == [str(number) for number in range(3, 9)]
+    assert len(found) == 6
+    commit = first.need("publish")["superproject_commit"]
+    assert history.point(line.site, line.site.pockets["staging"], commit).publication == 2
 
 
 def test_nothing_goes_within_a_day_or_by_time_alone(line: Line) -> None:
