@@ -54,7 +54,7 @@ class Pocket:
                 self.archive.commit()
         return changes.with_name(f"foo_{version}_all.deb")
 
-    def stage(self, number: int, *, date: datetime | None = None, **more: int) -> Path:
+    def stage(self, number: int, *, date: datetime | None = None, **more: int | None) -> Path:
         return self.publications.stage(
             number,
             date=date or self.publications.next_date(self.start),
@@ -442,6 +442,23 @@ def test_what_was_only_signed_again_is_no_state_of_its_own(pocket: Pocket) -> No
     assert prune(base + 1000 * hour, count=5) == [3, 4, 5, 6, 7]
     assert prune(base + 1000 * hour, count=1) == []
     assert prune(base + 1000 * hour, count=0) == [2]
+
+
+def test_pool_files_are_all_that_the_indices_name(pocket: Pocket) -> None:
+    pocket.publish("1.0")
+    known: dict[str, frozenset[str]] = {}
+    with files.locked(pocket.archive.lock, inheritable=True) as fd:
+        expected = pocket.archive.references(lock_fd=fd)
+    assert {Path(name).suffix for name in expected} == {".deb", ".dsc", ".xz"}
+    assert pocket.publications.pool_files(1, known) == expected
+    # What is not understood is no reason to take a file for one that nobody needs.
+    sources = pocket.publications.path(1) / "dists/dev/main/source/Sources"
+    text = sources.read_text()
+    for field in ("Directory", "Checksums-Sha256"):
+        sources.write_text(text.replace(f"{field}:", "Other:"))
+        with pytest.raises(MachineFault, match="without Directory or"):
+            pocket.publications.pool_files(1, {})
+    assert pocket.publications.pool_files(1, known) == expected
 
 
 def test_key_that_is_missing_or_locked_is_said_so(key: GpgSigner, tmp_path: Path) -> None:
