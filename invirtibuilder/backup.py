@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -24,7 +24,7 @@ from invirtibuilder.errors import Denied, MachineFault, Malformed, NotFound
 from invirtibuilder.run import quoted
 from invirtibuilder.settings import Site
 from invirtibuilder.stages.context import Context
-from invirtibuilder.stages.transaction import settled
+from invirtibuilder.stages.transaction import all_settled
 from invirtibuilder.stages.validity import renew
 from invirtibuilder.treecopy import Copier
 
@@ -69,9 +69,7 @@ def save(context: Context, target: Path) -> Saved:
         )
         over = _bulk(context, copier, new / SITE)
         began = context.clock()
-        with ExitStack() as stack:
-            for name in sorted(site.pockets):
-                stack.enter_context(settled(context, site.pockets[name]))
+        with all_settled(context):
             _all(context, copier, new / SITE, over)
         waited = (context.clock() - began).total_seconds()
         shutil.copy2(site.file, new / CONFIGURATION)

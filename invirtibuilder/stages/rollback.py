@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from invirtibuilder import acl, model
-from invirtibuilder.errors import Blame, Fault, Reason, Refused
+from invirtibuilder.errors import Blame, Fault, Malformed, NotFound, Reason, Refused
 from invirtibuilder.jobs import Job
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages import history, transaction, uploads
@@ -101,9 +102,41 @@ def _how(step: dict[str, Any]) -> str:
     return f"{step['from']} becomes {step['to']}"
 
 
+def asked_for(context: Context, pocket: Pocket) -> set[str]:
+    """The commits that jobs which are not over take the pocket back to: gc leaves what these show.
+
+    Also those of jobs that are not admitted yet, as that may be so at any moment.
+    """
+    found = set()
+    for job in context.jobs.unfinished():
+        if job.request.action == "rollback" and job.pocket == pocket.name:
+            admitted = job.fact("admit") or {}
+            with suppress(Malformed, NotFound):
+                found.add(
+                    str(admitted.get("commit") or "")
+                    or history.commit_at(context.site, pocket, job.request.args[1])
+                )
+    return found
+
+
+def coming_back(context: Context, pocket: Pocket) -> Iterator[dict[str, Any]]:
+    """The records that the pocket does not have now, and that such jobs may publish again."""
+    superproject = context.superproject
+    tip = superproject.tip(pocket.branch)
+    now = superproject.record_ids(tip) if tip else {}
+    for commit in asked_for(context, pocket):
+        for package, content in superproject.record_ids(commit).items():
+            if now.get(package) != content:
+                yield superproject.record_at(commit, package) or {}
+
+
 def admit_rollback(context: Context, job: Job) -> dict[str, Any]:
     """Assess anew at take-up."""
     pocket, moment, *packages = job.request.args
+    if rules := context.site.pockets.get(pocket):
+        # Whatever gc removes without knowing of this job has gone when it gives the lock back.
+        with transaction.settled(context, rules):
+            pass
     plan = assess_rollback(
         context, principal=job.request.principal, pocket=pocket, moment=moment, packages=packages
     )

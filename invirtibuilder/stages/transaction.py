@@ -106,6 +106,16 @@ def settled(context: Context, pocket: Pocket) -> Iterator[tuple[Archive, int]]:
 
 
 @contextmanager
+def all_settled(context: Context) -> Iterator[None]:
+    """Every pocket's lock, held, with nothing half done: nobody publishes. Raises Wait."""
+    with ExitStack() as stack:
+        # Whoever takes several takes them in this order.
+        for name in sorted(context.site.pockets):
+            stack.enter_context(settled(context, context.site.pockets[name]))
+        yield
+
+
+@contextmanager
 def _recovered(context: Context, pocket: Pocket, archive: Archive) -> Iterator[int]:
     """The pocket's lock, with no half-done publication; children inherit the descriptor."""
     archive.reprepro.create()

@@ -131,8 +131,8 @@ def kept_upload(context: Context, pocket: Pocket, record: Mapping[str, Any]) -> 
     package, version = str(record["package"]), str(record["version"])
     directory = context.site.jobs / str(record.get("built", record["job"]))
     pool = context.archive(pocket).publications.root / "pool"
-    initial = package[:4] if package.startswith("lib") else package[0]
-    folders = [directory / "source", directory / "artifacts", *pool.glob(f"*/{initial}/{package}")]
+    folders = [directory / "source", directory / "artifacts"]
+    folders += pool.glob(f"*/{pool_folder(package)}")
     found, gone = [], []
     wanted = {f["name"]: f["sha256"] for f in record["files"]}
     wanted = {n: sha for n, sha in wanted.items() if not n.endswith(".buildinfo")}
@@ -159,6 +159,16 @@ def kept_upload(context: Context, pocket: Pocket, record: Mapping[str, Any]) -> 
         maintainer=str(told.get("maintainer", dsc.maintainer)),
         changes=tuple(told.get("changes", ())),
     )
+
+
+def pool_folder(package: str) -> str:
+    """Where below a component reprepro has a source's files.
+
+    >>> pool_folder("libc"), pool_folder("alpha")
+    ('libc/libc', 'a/alpha')
+    """
+    initial = package[:4] if package.startswith("lib") else package[0]
+    return f"{initial}/{package}"
 
 
 def gathered(upload: Upload, folder: Path, distribution: str, date: datetime) -> Path:

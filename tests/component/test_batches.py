@@ -19,7 +19,7 @@ from invirtibuilder.states import State
 from tests.support import packages
 from tests.support import place as places
 from tests.support.line import Line, broken
-from tests.support.place import until
+from tests.support.place import until, waiting
 
 NAMES = ("alpha", "beta", "gamma")
 
@@ -231,12 +231,6 @@ def test_a_change_without_a_commit_takes_a_package_out(line: Line) -> None:
     # What clients may be downloading stays.
     assert list((Path(line.site.archive) / "staging/pool").rglob("beta_1.0_all.deb"))
     run(["git", "fsck", "--strict", "--no-dangling"], cwd=line.site.superproject)
-
-
-def waiting(lock: Path) -> int:
-    """How many wait for a lock, by proc(5)."""
-    lines = Path("/proc/locks").read_text().splitlines()
-    return sum("->" in line and f":{lock.stat().st_ino} " in line for line in lines)
 
 
 def test_the_daemons_jobs_share_a_publication(tmp_path: Path) -> None:

@@ -43,6 +43,12 @@ def until(what: Callable[[], Any], message: str = "") -> Any:
     return value
 
 
+def waiting(lock: Path) -> int:
+    """How many wait for a lock, by proc(5)."""
+    lines = Path("/proc/locks").read_text().splitlines()
+    return sum("->" in line and f":{lock.stat().st_ino} " in line for line in lines)
+
+
 @functools.cache
 def _template() -> Path:
     """A site as `init` makes it, made once a run; nothing in it has its path."""
