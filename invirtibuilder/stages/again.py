@@ -7,6 +7,7 @@ same source, and one name has one content (facts of a job are those that the rec
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,18 @@ def taken(context: Context, job: Job) -> dict[str, Any] | None:
     None when no pocket like the job's has published this version of this commit, or when a file
     of it is no longer kept.
     """
-    if (found := _kept(context, job)) is None:
-        return None
-    record, upload = found
+    pocket = context.pocket(job)
+    for other in context.site.pockets.values():
+        if other.environment == pocket.environment:
+            for record in _records(context, job, other):
+                # gc may take it in the moment before it is ours.
+                with suppress(Refused, FileNotFoundError):
+                    _take(context, job, record, uploads.kept_upload(context, other, record))
+                    return {**exported(record), "again": dict(record)}
+    return None
+
+
+def _take(context: Context, job: Job, record: Record, upload: Upload) -> None:
     built = str(record.get("built", record["job"]))
     info = files.contained(context.site.jobs / built / "artifacts", str(record["buildinfo"]))
     sources = [path for path in upload.files if not path.name.endswith(ARTIFACTS)]
@@ -41,19 +51,6 @@ def taken(context: Context, job: Job) -> dict[str, Any] | None:
     _together(job.directory / "source", sources)
     _together(job.directory / "artifacts", binaries)
     job.remark(f"export: {upload.version} was published before from this commit, by job {built}")
-    return {**exported(record), "again": dict(record)}
-
-
-def _kept(context: Context, job: Job) -> tuple[Record, Upload] | None:
-    pocket = context.pocket(job)
-    for other in context.site.pockets.values():
-        if other.environment == pocket.environment:
-            for record in _records(context, job, other):
-                try:
-                    return record, uploads.kept_upload(context, other, record)
-                except Refused:
-                    continue
-    return None
 
 
 def _records(context: Context, job: Job, pocket: Pocket) -> Iterator[dict[str, Any]]:

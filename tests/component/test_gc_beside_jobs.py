@@ -164,6 +164,20 @@ def test_a_rollback_that_comes_too_late_is_not_admitted(kept: Line) -> None:
     assert job.fact("admit") is None
 
 
+def test_artifacts_that_go_before_they_are_used_again_are_built(kept: Line) -> None:
+    (first,) = published(kept, "1.0")
+    job = kept.until(kept.job("prod", "alpha"), "export")
+
+    def linking(event: str, args: tuple[Any, ...]) -> None:
+        if event == "os.link" and Path(args[0]).parent == first.directory / "artifacts":
+            files.remove_tree(first.directory / "artifacts")
+
+    with hooked.at(linking):
+        kept.run(job)
+    ended(job)
+    assert job.need("build")["reused"] is None
+
+
 def test_the_refs_of_a_job_that_comes_meanwhile_stay(kept: Line) -> None:
     for name in ("alpha", "beta"):
         kept.package(name)
