@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from invirtibuilder import __version__, acltable, files, maintenance, model, pauses, tally
-from invirtibuilder.apt.expiry import expiries
+from invirtibuilder.apt.publickeys import expiries
 from invirtibuilder.engine import room_of
 from invirtibuilder.errors import Fault, Reason
 from invirtibuilder.hooks import Delivery

@@ -9,15 +9,18 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from invirtibuilder import files, gitshared
+from invirtibuilder import files, gitshared, model
 from invirtibuilder.accounts import group_id, let
 from invirtibuilder.apt import stanza
+from invirtibuilder.apt.publications import RELEASE_LIMIT
+from invirtibuilder.apt.publickeys import expiries, joined
+from invirtibuilder.apt.signer import verified
 from invirtibuilder.errors import Malformed, NotFound, Unavailable
 from invirtibuilder.gitrepo import Repository
 from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.spool import Spool
 from invirtibuilder.stages import history
-from invirtibuilder.stages.context import LABEL, Context, archive, public_key
+from invirtibuilder.stages.context import LABEL, Context, archive, kept_keys, public_key
 from invirtibuilder.stages.transaction import first_publication
 from invirtibuilder.superproject import Superproject
 
@@ -105,7 +108,11 @@ def ensure_pocket(context: Context, pocket: Pocket) -> None:
         if not key.exists():
             raise
     else:
-        if not key.exists() or key.read_bytes() != armoured:
+        kept = kept_keys(context.site, pocket)
+        if not kept.exists() or not key.exists() or key.read_bytes() != armoured:
+            # Before the new one is there: a key that is dropped must not be missed.
+            earlier = kept.read_bytes() if kept.exists() else b""
+            files.write_atomic(kept, joined(earlier + armoured))
             files.write_atomic(key, armoured)
     first_publication(context, pocket)
 
@@ -130,8 +137,9 @@ def client(site: Site, pocket: Pocket, *, at: str = "", keyring: bool = False) -
     """The stanzas of a pocket, with its armoured public keys in them.
 
     With `keyring` they name the file of the pocket's keyring package instead. `at` is a commit of
-    the superproject or a date: the stanza is then of that state, for good. Raises NotFound without
-    a publication or that package, and what `history.point` raises.
+    the superproject or a date: the stanza is then of that state, for good, with the keys that
+    signed it. Raises NotFound without a publication, that package or such a key, and what
+    `history.point` raises.
     """
     if keyring and not pocket.archive_keyring:
         raise NotFound(
@@ -147,15 +155,18 @@ def client(site: Site, pocket: Pocket, *, at: str = "", keyring: bool = False) -
             code="no-publication",
         )
     uri, note = f"{site.url.rstrip('/')}/{pocket.name}", ""
+    keys: bytes | str = pocket.keyring_file if keyring else public_key(site, pocket).read_bytes()
     if at:
         point = history.point(site, pocket, at)
         uri += f"/{publications.path(point.publication).relative_to(publications.root)}"
         note = f"# {pocket.name} as it was: {point.text}\n"
+        signed = _keys_of(site, pocket, point.publication, keyring=keyring)
+        keys = keys if keyring else signed
     text = stanza.sources(
         uri,
         pocket.codename,
         pocket.components[:1],
-        pocket.keyring_file if keyring else public_key(site, pocket).read_bytes(),
+        keys,
         check_valid_until=not at,
     )
     preferences = functools.partial(
@@ -166,6 +177,28 @@ def client(site: Site, pocket: Pocket, *, at: str = "", keyring: bool = False) -
         preferences=preferences(),
         downgrade=preferences(priority=stanza.DOWNGRADE),
     )
+
+
+def _keys_of(site: Site, pocket: Pocket, number: int, *, keyring: bool) -> bytes:
+    """The keys that signed a publication and are still good; some, at least, of the `keyring`."""
+    release = archive(site, pocket).publications.path(number) / "dists" / pocket.codename
+    inrelease = files.read_capped(release / "InRelease", limit=RELEASE_LIMIT)
+    kept, key = kept_keys(site, pocket), public_key(site, pocket)
+    known = (key if keyring or not kept.exists() else kept).read_bytes()
+    signers, ends = verified(known, inrelease), expiries(known)
+    held = [key for key in signers if key in ends]
+    good = [key for key in held if (end := ends[key]) is None or end > model.utcnow()]
+    if good:
+        return joined(known, *good)
+    what = f"publication {number} of {pocket.name} is signed by {' '.join(signers) or 'nobody'}"
+    if held:
+        why, code = "which has expired", "key-expired"
+    elif keyring:
+        why, code = f"which {pocket.keyring} has not", "key-not-in-keyring"
+    else:
+        why, code = "which is not kept", "key-gone"
+    hint = "`rollback` publishes that state anew, with the keys of now"
+    raise NotFound(f"{what}, {why}", hint="without --keyring" if keyring else hint, code=code)
 
 
 def add_pocket(file: Path, name: str, settings: dict[str, str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from invirtibuilder import model
 from invirtibuilder.accounts import members, named
-from invirtibuilder.apt.expiry import expiries
+from invirtibuilder.apt.publickeys import expiries
 from invirtibuilder.errors import Fault
 from invirtibuilder.health import KEY_LEFT
 from invirtibuilder.sandbox.check import MISSING, OK, WEAKER, Finding

@@ -15,9 +15,11 @@ from invirtibuilder.fsck.content import State
 from invirtibuilder.fsck.findings import Finding, Memory
 from invirtibuilder.run import Killed
 from invirtibuilder.settings import Pocket
-from invirtibuilder.stages.context import Context, public_key
+from invirtibuilder.stages.context import Context, kept_keys, public_key
 
 MAX_RELEASE = 16 << 20
+FINGERPRINT = 40
+"""Digits of a key's."""
 Index = Mapping[str, tuple[str, int]]
 """SHA-256 and size by name, as a Release has them."""
 
@@ -78,23 +80,33 @@ class _Archive:
     def _signatures(self, number: int, dist: Path, what: str) -> Iterator[Finding]:
         """By a key that signs now; an older publication may be of one that no longer does."""
         key = public_key(self.context.site, self.pocket)
+        kept = kept_keys(self.context.site, self.pocket)
         ours = set(self.context.signer(self.pocket).keys)
         for name, more in (("InRelease", []), ("Release.gpg", [dist / "Release"])):
             path = dist / name
-
-            def prove(path: Path = path, more: list[Path] = more) -> str:
-                content = more[0].read_bytes() if more else None
-                return " ".join(verified(key.read_bytes(), path.read_bytes(), content))
-
-            signers = set(self.memory.proven(path, prove, key, *more).split())
+            signers = self._signers(path, key, more)
             if signers & ours:
                 continue
             if signers and number != self._current():
-                message = f"{what}: {name} is signed by {' '.join(sorted(signers))}"
+                # A key that is not known has its short id only.
+                if any(len(signer) == FINGERPRINT for signer in self._signers(path, kept, more)):
+                    continue
+                message = (
+                    f"{what}: {name} is signed by {' '.join(sorted(signers))}, not in {kept.name}"
+                )
                 yield self.found("not-comparable", str(path), message)
             else:
                 message = f"{what}: {name} is not signed by {' '.join(ours)} as in {key.name}"
                 yield self.found("signature-bad", str(path), message)
+
+    def _signers(self, path: Path, key: Path, more: list[Path]) -> set[str]:
+        """Whose signatures these are, as `verified` says it."""
+
+        def prove() -> str:
+            content = more[0].read_bytes() if more else None
+            return " ".join(verified(key.read_bytes(), path.read_bytes(), content))
+
+        return set(self.memory.proven(path, prove, key, *more).split())
 
     def _current(self) -> int | None:
         try:

@@ -194,6 +194,11 @@ def public_key(site: Site, pocket: Pocket) -> Path:
     return site.archive / pocket.name / "key.asc"
 
 
+def kept_keys(site: Site, pocket: Pocket) -> Path:
+    """Where all public keys are that have signed for a pocket, also those that no longer do."""
+    return site.archive / pocket.name / "keys.asc"
+
+
 def archive(site: Site, pocket: Pocket) -> Archive:
     """The reprepro base and the publications of a pocket."""
     root = site.archive / pocket.name
