@@ -6,6 +6,7 @@ in size, number and time.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -166,24 +167,24 @@ def _sources(context: Context, principal: str, question: dict[str, Any]) -> dict
 def _diff(context: Context, principal: str, question: dict[str, Any]) -> dict[str, Any]:
     """What differs between two states, for who may do anything in both pockets."""
     words = (str(question.get("a", "")), str(question.get("b", "")))
-    sides = differences.sides(context.site, *words)
+    may_see = functools.partial(_may_see, context, principal)
+    sides = differences.sides(context.site, *words, may_see=may_see)
     for side in sides:
-        _may_look(context, principal, side.pocket)
+        if not may_see(side.pocket):
+            message = f"{model.printable(principal)} may not look in {side.pocket}"
+            raise Denied(message, code="not-permitted")
     lines = differences.text(differences.compare(context.site, *sides)).split("\n")
     if len(lines) > MAX_LINES:
         lines = [*lines[:MAX_LINES], f"and {len(lines) - MAX_LINES} more lines"]
     return {"text": "\n".join(lines), "pockets": [side.pocket for side in sides]}
 
 
-def _may_look(context: Context, principal: str, name: str) -> None:
-    """Raises Denied unless the principal may do anything in the pocket, or is the site itself."""
+def _may_see(context: Context, principal: str, name: str) -> bool:
+    """Whether the principal may do anything in the pocket, or is the site itself."""
     if principal in {local_principal(uid) for uid in (0, os.geteuid())}:
-        return
-    pocket = context.site.pockets[name]
-    for action, who in pocket.acl.items():
-        if acl.allowed(principal, who, pocket=name, action=action)[0]:
-            return
-    raise Denied(f"{model.printable(principal)} may not look in {name}", code="not-permitted")
+        return True
+    acls = context.site.pockets[name].acl.items()
+    return any(acl.allowed(principal, who, pocket=name, action=a)[0] for a, who in acls)
 
 
 Question = Callable[[Context, str, dict[str, Any]], dict[str, Any]]

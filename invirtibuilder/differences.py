@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -13,10 +13,13 @@ from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.stages import history
 from invirtibuilder.superproject import Superproject
 
-MAX_LOG = 20
-"""Commits of one package that are shown in one direction; of more, how many there are."""
+MAX_LOG = 1000
+"""Commits of one package in one direction; of more, how many there are."""
+SHOWN = 20
+"""How many of them a person is shown."""
 
 Binaries = Mapping[str, str]
+State = tuple[Pocket, str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +42,22 @@ class LogEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """Commits that one side has and the other has not, the newest first, and how many in all."""
+    """Commits that one side has and the other has not, the newest first, and how many in all.
+
+    `more` is how many of these are not in `entries`.
+    """
 
     entries: tuple[LogEntry, ...] = ()
     count: int = 0
+    more: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """One package: `old` and `new` are None where it is not there.
 
-    `came` has the commits that only the new one has, `went` those that only the old one has.
+    `came` has the commits that only the new one has, `went` those that only the old one has; of a
+    package that is on one side only they would be all that it has ever had, and are empty.
     `binaries` has each binary package that differs, with its version on both sides.
     """
 
@@ -81,39 +89,43 @@ class Difference:
         return {"a": asdict(self.a), "b": asdict(self.b), "changes": changes}
 
 
-def sides(site: Site, a: str, b: str) -> tuple[Side, Side]:
+def sides(
+    site: Site, a: str, b: str, *, may_see: Callable[[str], bool] = lambda pocket: True
+) -> tuple[Side, Side]:
     """The states that two words name: POCKET, POCKET@COMMIT, POCKET@DATE, COMMIT or DATE.
 
-    A commit of the superproject may stand alone, and a date beside a word with a pocket. Raises
-    NotFound and Malformed.
+    A commit of the superproject may stand alone, if it is of a pocket that the caller `may_see`,
+    and a date beside a word that says of which pocket. Raises NotFound and Malformed.
     """
-    pockets = [word.partition("@")[0] for word in (a, b)]
-    known = next((site.pockets[name] for name in pockets if name in site.pockets), None)
-    return _side(site, a, known), _side(site, b, known)
+    found = [_state(site, words, may_see) for words in (a, b)]
+    known = next((state[0] for state in found if state), None)
+    if known is None:
+        raise NotFound(f"{a}: of which pocket?", hint=f"POCKET@{a}", code="no-state")
+
+    def side(words: str, state: State | None) -> Side:
+        pocket, commit = state or (known, history.commit_at(site, known, words))
+        date = model.iso(Superproject(site.superproject).date(commit)) if commit else ""
+        return Side(pocket=pocket.name, commit=commit, date=date)
+
+    return side(a, found[0]), side(b, found[1])
 
 
-def _side(site: Site, words: str, known: Pocket | None) -> Side:
+def _state(site: Site, words: str, may_see: Callable[[str], bool]) -> State | None:
+    """The pocket, and the commit in its history, that words name; None for a date alone."""
     name, _, state = words.partition("@")
     superproject = Superproject(site.superproject)
     if name in site.pockets:
         pocket = site.pockets[name]
-        commit = (
-            history.commit_at(site, pocket, state) if state else superproject.tip(pocket.branch)
-        )
-    elif state:
+        tip = superproject.tip(pocket.branch)
+        return pocket, history.commit_at(site, pocket, state) if state else tip
+    if state:
         raise NotFound(
             f"no such pocket: {model.printable(name)[:80]}",
             hint=f"one of {', '.join(site.pockets)}",
             code="no-pocket",
         )
-    elif isinstance(_moment(words), datetime):
-        if known is None:
-            raise NotFound(f"{words}: of which pocket?", hint=f"POCKET@{words}", code="no-state")
-        pocket, commit = known, history.commit_at(site, known, words)
-    else:
-        pocket, commit = _anywhere(site, words)
-    date = model.iso(superproject.date(commit)) if commit else ""
-    return Side(pocket=pocket.name, commit=commit, date=date)
+    moment = _moment(words)
+    return None if isinstance(moment, datetime) else _anywhere(site, moment, may_see)
 
 
 def _moment(words: str) -> str | datetime:
@@ -127,16 +139,21 @@ def _moment(words: str) -> str | datetime:
         ) from fault
 
 
-def _anywhere(site: Site, words: str) -> tuple[Pocket, str]:
-    """The pocket whose history has the commit of that id."""
-    for pocket in site.pockets.values():
-        try:
-            return pocket, history.commit_at(site, pocket, words)
-        except NotFound as fault:
-            if fault.code != "no-state":
-                raise
+def _anywhere(site: Site, prefix: str, may_see: Callable[[str], bool]) -> tuple[Pocket, str]:
+    """The only commit in all pockets' histories whose id starts so, and its pocket."""
+    superproject = Superproject(site.superproject)
+    found = [
+        (pocket, commit)
+        for pocket in site.pockets.values()
+        if (named := superproject.commits_named(pocket.branch, prefix)) and may_see(pocket.name)
+        for commit in named
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise history.ambiguous(prefix, [f"{pocket.name}@{commit}" for pocket, commit in found])
     raise NotFound(
-        f"{model.printable(words)[:80]} is no pocket, and no commit of the superproject",
+        f"{prefix} is no pocket, and no commit of the superproject",
         hint="POCKET, POCKET@COMMIT, POCKET@DATE or COMMIT",
         code="no-state",
     )
@@ -201,7 +218,7 @@ def _log(site: Site, package: str, without: str, of: str) -> Log:
         return Log()
     parts = [line.split("\0") for line in done.out.decode("utf-8", "replace").split("\n") if line]
     entries = [LogEntry(commit=c, author=author, subject=subject) for c, author, subject in parts]
-    return Log(entries=tuple(entries), count=count)
+    return Log(entries=tuple(entries), count=count, more=max(0, count - len(entries)))
 
 
 def text(found: Difference) -> str:
@@ -212,6 +229,8 @@ def text(found: Difference) -> str:
         versions = " -> ".join(v for v in (change.old, change.new) if v)
         if change.old == change.new:
             versions = f"{change.new} (other content)"
+        if change.kind != "changed":
+            versions += f" at {str(change.new_commit or change.old_commit)[:12]}"
         lines.append(f"{mark} {change.package} {versions}")
         for name, (old, new) in change.binaries.items():
             lines.append(f"    {name}: {old or 'none'} -> {new or 'none'}")
@@ -232,7 +251,7 @@ def _logged(word: str, log: Log) -> list[str]:
     lines = [
         f"      {word}{e.commit[:12]} {model.printable(e.subject)[:200]}"
         f" ({model.printable(e.author)[:80]})"
-        for e in log.entries
+        for e in log.entries[:SHOWN]
     ]
-    more = log.count - len(log.entries)
+    more = log.count - len(lines)
     return [*lines, f"      and {more} more"] if more > 0 else lines

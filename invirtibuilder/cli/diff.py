@@ -13,7 +13,7 @@ class Diff(Command):
     description = "show what differs between two pockets, commits of the superproject, or dates"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        words = "POCKET, POCKET@COMMIT, POCKET@DATE, or a superproject COMMIT"
+        words = "POCKET, POCKET@COMMIT, POCKET@DATE, a superproject COMMIT, or a DATE"
         parser.add_argument("a", metavar="A", help=words)
         parser.add_argument("b", metavar="B", help="the same; what is new there is added")
 

@@ -159,7 +159,9 @@ def _add_verb(verb: str, arguments: str, parser: argparse.ArgumentParser) -> Non
         add_rollback(parser)
     elif verb == "diff":
         for name in ("a", "b"):
-            parser.add_argument(name, metavar=name.upper(), help="POCKET, or POCKET@COMMIT|DATE")
+            parser.add_argument(
+                name, metavar=name.upper(), help="POCKET[@COMMIT|DATE], COMMIT, DATE"
+            )
     elif verb == "pause":
         parser.add_argument(
             "argument", metavar="POCKET", nargs="?", help="default: the whole queue"

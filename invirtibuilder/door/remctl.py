@@ -212,7 +212,8 @@ def _diff(call: Call, args: Sequence[str]) -> int:
     pockets = []
     for word in args:
         pocket, at, moment = word.partition("@")
-        if at or pocket in call.table.pockets or not model.SHORT_COMMIT.fullmatch(pocket):
+        # A commit or a date may stand alone.
+        if at or pocket in call.table.pockets or malformed(model.moment, pocket):
             pockets.append(pocket)
             reasons += malformed(model.pocket_name, pocket)
             reasons += malformed(model.moment, moment) if at else []
@@ -324,7 +325,8 @@ VERBS = {
         _diff,
         "A B",
         "show what differs between two pockets, or a pocket then and now",
-        "A and B are POCKET, POCKET@COMMIT, POCKET@DATE, or a superproject COMMIT.",
+        "A and B are POCKET, POCKET@COMMIT, POCKET@DATE, or a superproject COMMIT; a DATE alone\n"
+        "is of the other's pocket. Of each package 20 commits are shown that came, or went.",
     ),
     "fsck": Verb(
         administer.fsck,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -54,14 +55,19 @@ def commit_at(site: Site, pocket: Pocket, words: str) -> str:
     if len(known) == 1:
         return known[0]
     if known:
-        listed = ", ".join(known)
-        raise NotFound(
-            f"{words} is ambiguous: {listed}", hint="give more digits", code="state-ambiguous"
-        )
+        raise ambiguous(words, known)
     raise NotFound(
         f"{words} is no commit of the superproject in the history of {pocket.name}",
         hint=f"`git log {pocket.branch}` in the superproject has them",
         code="no-state",
+    )
+
+
+def ambiguous(words: str, known: Iterable[str]) -> NotFound:
+    """What to raise for words that name all of these."""
+    listed = ", ".join(known)
+    return NotFound(
+        f"{words} is ambiguous: {listed}", hint="give more digits", code="state-ambiguous"
     )
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from invirtibuilder import model
-from invirtibuilder.errors import Exit
+from invirtibuilder import differences, model
+from invirtibuilder.errors import Exit, NotFound
 from invirtibuilder.states import State
 from tests.support import packages
 from tests.support import place as places
+from tests.support.gitwork import many_commits
 from tests.support.packages import Repo
 from tests.support.place import Place
 
@@ -69,11 +70,14 @@ def test_two_pockets(two: Two) -> None:
         "greet-doc": ["1.0", None],
         "greet-extra": [None, "1.25"],
     }
-    assert greet["came"]["count"] == 25
-    assert len(greet["came"]["entries"]) == 20
+    assert (greet["came"]["count"], greet["came"]["more"]) == (25, 0)
+    assert len(greet["came"]["entries"]) == 25
     assert greet["came"]["entries"][0]["commit"] == two.newer.commit
-    assert greet["went"] == {"count": 0, "entries": []}
+    assert greet["went"] == {"count": 0, "more": 0, "entries": []}
+    # Of what is new there is its commit, not all that it has ever been.
     assert found["only"]["binaries"] == {"only": [None, "1.0"]}
+    assert (found["only"]["new"], found["only"]["new_commit"]) == ("1.0", two.only.commit)
+    assert found["only"]["came"]["count"] == 0
 
 
 def test_the_other_way_round(two: Two) -> None:
@@ -91,7 +95,17 @@ def test_a_person_sees_it(two: Two) -> None:
     assert "    greet-doc: 1.0 -> none" in lines
     assert f"      {two.newer.commit[:12]} greet 1.25 (Ada Test)" in lines
     assert "      and 5 more" in lines
-    assert "+ only 1.0" in lines
+    assert f"+ only 1.0 at {two.only.commit[:12]}" in lines
+    assert f"- only 1.0 at {two.only.commit[:12]}" in two.place.cli("diff", "staging", "prod").text
+
+
+def test_a_log_without_end_is_cut_and_says_so(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(differences, "MAX_LOG", 7)
+    site = two.place.site
+    found = differences.compare(site, *differences.sides(site, "prod", "staging"))
+    log = found.as_json()["changes"][0]["came"]
+    assert (len(log["entries"]), log["count"], log["more"]) == (7, 25, 18)
+    assert "      and 18 more" in differences.text(found)
 
 
 def test_states_of_one_pocket(two: Two) -> None:
@@ -106,6 +120,9 @@ def test_states_of_one_pocket(two: Two) -> None:
     assert set(two.diff(moment, "staging")) == {"greet"}
     later = model.iso(history[0].date + timedelta(hours=1))
     assert two.diff(later, "staging") == {}
+    # The commit says of which pocket the date is.
+    assert set(two.diff(first, later)) == {"greet", "only"}
+    assert set(two.diff(moment, third)) == {"greet"}
     assert two.place.cli("diff", "dev", "prod").text.startswith("--- dev empty\n")
     assert two.place.cli("diff", "prod", "prod").text.endswith("no difference")
 
@@ -125,3 +142,28 @@ def test_what_is_not_there(two: Two, a: str, b: str) -> None:
     done = two.place.cli("diff", "--", a, b)
     assert done.code == Exit.NO_INPUT, done
     assert b"hint: " in done.err
+
+
+def test_the_start_of_an_id_in_two_pockets_is_ambiguous() -> None:
+    """Whichever pocket the other side is of."""
+    with places.place() as place:
+        site = place.site
+        dev, prod = (many_commits(site.superproject, name, 1000) for name in ("dev", "prod"))
+        starts = [[commit[:4] for commit in commits] for commits in (dev, prod)]
+        both = (s for s in starts[0] if [found.count(s) for found in starts] == [1, 1])
+        short = next(both)
+        one, other = (next(c for c in found if c.startswith(short)) for found in (dev, prod))
+        for words in ((short, one), (short, "prod"), ("dev", short), (short, "2999-01-01")):
+            with pytest.raises(NotFound) as caught:
+                differences.sides(site, *words)
+            assert caught.value.code == "state-ambiguous", words
+            assert f"dev@{one}, prod@{other}" in str(caught.value)
+        for words in ((f"prod@{short}", "dev"), (other, "dev"), (other[:40].upper(), "dev")):
+            side, _ = differences.sides(site, *words)
+            assert (side.pocket, side.commit) == ("prod", other)
+        # Who may see one of them only is told nothing of the other.
+        side, _ = differences.sides(site, short, "dev", may_see=lambda pocket: pocket == "prod")
+        assert side.commit == other
+        with pytest.raises(NotFound) as caught:
+            differences.sides(site, short, "dev", may_see=lambda pocket: False)
+        assert caught.value.code == "no-state"

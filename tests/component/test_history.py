@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from invirtibuilder.stages.validity import keep_valid
 from invirtibuilder.states import State
 from tests.support import place as places
 from tests.support.aptclient import AptClient
+from tests.support.gitwork import many_commits
 from tests.support.line import Line
 from tests.support.place import Place, until
 
@@ -96,6 +98,20 @@ def test_what_names_no_state(line: Line) -> None:
             history.point(line.site, staging(line), words)
         assert caught.value.code == code, words
         assert caught.value.hint
+
+
+def test_the_start_of_two_ids_names_no_state(line: Line) -> None:
+    commits = many_commits(line.site.superproject, "staging", 1000)
+    starts = Counter(commit[:4] for commit in commits)
+    short = next(start for start, count in starts.items() if count == 2)
+    named = [commit for commit in commits if commit.startswith(short)]
+    with pytest.raises(Fault) as caught:
+        history.commit_at(line.site, staging(line), short)
+    assert caught.value.code == "state-ambiguous"
+    assert all(commit in str(caught.value) for commit in named)
+    assert "more digits" in caught.value.hint
+    for commit in named:
+        assert history.commit_at(line.site, staging(line), commit[:12]) == commit
 
 
 def test_another_pockets_commit_is_no_state_of_this_one(line: Line) -> None:

@@ -84,6 +84,11 @@ def test_from_submission_to_sources(door: Door) -> None:
     assert (hidden.code, b"[not-permitted]" in hidden.err) == (77, True)
     assert door.call("bob", "diff", "dev", "dev").text.endswith("no difference")
     assert door.call("bob", "diff", "dev").code == 64
+    # A commit says of which pocket it is, and the date beside it.
+    tip = door.place.context.superproject.tip("dev") or ""
+    assert door.call("bob", "diff", tip[:12], "2999-01-01").text.endswith("no difference")
+    dates = door.call("bob", "diff", "2026-01-01", "2999-01-01")
+    assert (dates.code, b"of which pocket?" in dates.err) == (3, True)
     sources = door.call("bob", "sources", "dev")
     assert "\nSuites: dev\n" in sources.text
     assert "BEGIN PGP PUBLIC KEY BLOCK" in sources.text

@@ -83,3 +83,14 @@ def hook(superproject: Path, pockets: Path, package: str) -> Sequence[str]:
     program = [sys.executable, "-m", "invirtibuilder.door.receive"]
     options = ["--superproject", superproject, "--pockets", pockets, "--package", package]
     return [*program, *map(str, options)]
+
+
+def many_commits(bare: Path, branch: str, count: int) -> list[str]:
+    """A new branch with that many commits, the oldest first; the same ones each time."""
+    lines = []
+    for number in range(count):
+        who = f"Ada <ada@example.org> {1750000000 + number} +0000"
+        text = f"{branch} {number}\n"
+        lines += [f"commit refs/heads/{branch}", f"committer {who}", f"data {len(text)}", text]
+    run(["git", "fast-import", "--quiet"], cwd=bare, stdin="\n".join(lines).encode())
+    return run(["git", "rev-list", "--reverse", branch], cwd=bare).text.split()
