@@ -27,8 +27,12 @@ TEMPORARY = (
     *("origs/.*", "run/.*.tmp", "events/*/.*.tmp", "archive/*/publications/.*"),
     *("archive/*/private/db.txn.*", "archive/*/private/db.old", "archive/*/by-hash/SHA256/.*"),
     *("archive/*/.*.tmp", "archive/*/.dists.new"),
-    *("packages/*.git/**/tmp_*", "packages/*.git/**/*.lock", "packages/*.git/.*.tmp"),
-    *("superproject.git/**/tmp_*", "superproject.git/**/*.lock", "superproject.git/.*.tmp"),
+    *(
+        f"{repository}/{pattern}"
+        for repository in ("packages/*.git", "superproject.git")
+        # A branch may have any of these names but that of a lock.
+        for pattern in ("objects/**/tmp_*", "objects/pack/.tmp-*", "**/*.lock", ".*.tmp")
+    ),
 )
 """What only a process that was killed leaves: patterns below the site's directory."""
 
@@ -43,6 +47,8 @@ def check_files(context: Context, now: Callable[[], float] = time.time) -> Itera
     found = {path for pattern in TEMPORARY for path in site.directory.glob(pattern)}
     over = _over(context)
     for path in sorted(found - kept):
+        if found.intersection(path.parents):
+            continue
         with suppress(FileNotFoundError):
             age = now() - path.lstat().st_mtime
             job = path.relative_to(site.directory).parts[1]
