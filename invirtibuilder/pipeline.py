@@ -69,6 +69,8 @@ LATER = timedelta(hours=1)
 """What has met that so often in one stage is not looked at again for so long."""
 TRIED = "tried"
 FULL_WORDS = tuple(os.strerror(number) for number in FULL)
+SCARCE = 8 << 20
+"""Bytes: less is free only on a disk that is full, or was so a moment ago."""
 
 
 def advance(context: Context, job: Job) -> None:
@@ -134,9 +136,21 @@ def put_off(context: Context, job: Job, error: Fault | OSError) -> bool:
         if error.code in AGAIN:
             pause = _pause(job)
         elif error.code not in PASSING and not any(word in why for word in FULL_WORDS):
-            return False
+            if not _scarce(context):
+                return False
+            why = f"the disk is nearly full: {why}"
     job.move(State.WAITING, why, reasons=reasons, wake=context.clock() + pause)
     return True
+
+
+def _scarce(context: Context) -> bool:
+    """Whether what a tool has failed of may well be a full disk, which each says in other words."""
+    site = context.site
+    for path in (site.directory, site.jobs, site.archive, site.packages):
+        found = os.statvfs(path)
+        if found.f_bavail * found.f_frsize < SCARCE or (found.f_files and not found.f_favail):
+            return True
+    return False
 
 
 def _pause(job: Job) -> timedelta:

@@ -50,7 +50,7 @@ def waiting(lock: Path) -> int:
 
 
 @functools.cache
-def _template() -> Path:
+def template() -> Path:
     """A site as `init` makes it, made once a run; nothing in it has its path."""
     folder = Path(tempfile.mkdtemp(prefix="ib-site-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -180,7 +180,7 @@ def place() -> Iterator[Place]:
     """A new site; all pockets' workers are one socket, `run/worker.sock`, of nobody yet."""
     folder = Path(tempfile.mkdtemp(prefix="ib-"))
     directory = folder / "site"
-    run(["cp", "-a", _template(), directory])
+    run(["cp", "-a", template(), directory])
     made = Place(directory=directory, log=folder / "log")
     # Both domains, "untrusted" too.
     made.edit("trusted: {}", "trusted: {socket: run/worker.sock}")
