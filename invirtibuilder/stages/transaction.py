@@ -35,7 +35,8 @@ COMMITTED = "committed"
 
 AGAIN = timedelta(seconds=30)
 MAX_PAUSE = 60.0
-"""Seconds; after a jump of the clock the wait would be as long as the jump."""
+"""Seconds; after a jump of the clock the wait would be as long as the jump, and nobody waits so
+long with the pocket's lock."""
 
 
 Prepare = Callable[[], Sequence[Change]]
@@ -185,7 +186,9 @@ def _transact(session: _Session, together: Sequence[Ready]) -> None:
         # Whoever takes the lock next finishes it, or undoes it.
         raise Wait(f"a publication of {pocket.name} is not finished", context.clock() + AGAIN)
     # Dates rise by a second at least, and APT takes none from the future.
-    time.sleep(min(archive.publications.pause(context.clock()), MAX_PAUSE))
+    pause = archive.publications.pause(context.clock())
+    if pause <= MAX_PAUSE:
+        time.sleep(pause)
     number = max([0, *archive.publications.numbers()]) + 1
     date = archive.publications.next_date(context.clock())
     intent = _intent(session, together, number, date)

@@ -36,7 +36,6 @@ SHORT = {
     "pipeline.RETRY": 0.1,
     "pipeline.LATER": 0.1,
     "stages.transaction.AGAIN": 0.1,
-    "stages.transaction.MAX_PAUSE": 1.0,
     "stages.orders.WORKER_WAIT": 0.1,
     "stages.orders.POLL": 0.01,
     "stages.orders.ROOM_WAIT": 0.1,
