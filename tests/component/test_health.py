@@ -21,6 +21,7 @@ from invirtibuilder.run import run, started_group
 from invirtibuilder.states import State
 from tests.support import packages
 from tests.support import place as places
+from tests.support.listening import listens
 from tests.support.place import ROOT, Place, until
 from tests.support.running import published, put
 
@@ -274,7 +275,7 @@ def test_a_worker_with_fewer_blocks_of_ids_than_orders(own: Place) -> None:
         argv = [sys.executable, "-m", "invirtibuilder", "worker", "--listen", str(path)]
         argv += ["--directory", f"{folder}/work", "--slots", "1"]
         with started_group(argv, cwd=ROOT) as worker:
-            until(lambda: path.exists() or worker.poll() is not None)
+            until(lambda: listens(path) or worker.poll() is not None)
             found = [t for t in health(own)["troubles"] if t["code"] != "daemon-down"]
     assert [trouble["code"] for trouble in found] == ["few-slots", "few-slots"]  # of both domains
     assert "blocks of ids for 1 orders, not 2" in found[0]["message"]

@@ -25,6 +25,7 @@ from invirtibuilder.signerservice import SignerService
 from tests.support import place as places
 from tests.support.journal import journal, stream
 from tests.support.line import ME, Line
+from tests.support.listening import listens
 from tests.support.place import until
 
 
@@ -70,7 +71,7 @@ def served(
     """Run a service here, as its command does, while another thread asks it."""
 
     def client() -> None:
-        until(path.exists)
+        until(lambda: listens(path))
         try:
             ask()
         finally:

@@ -8,7 +8,6 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ from invirtibuilder.stages import again, orders, publish, transaction
 from invirtibuilder.stages.context import Stopping
 from invirtibuilder.states import State
 from tests.support.line import ME, Line, broken
+from tests.support.listening import listens
+from tests.support.place import until
 
 # Publishing.
 
@@ -214,13 +215,13 @@ def test_a_frozen_worker_cannot_hold_a_cancelled_job(
     job = line.job("staging", "hello")
     thread = threading.Thread(target=line.run, args=(job,), daemon=True)
     thread.start()
-    time.sleep(0.5)
+    until(lambda: line.engine.held)
     job.ask_cancel(ME)
-    thread.join(10)
+    thread.join(60)
     frozen = thread.is_alive()
     for fd in line.engine.held:
         os.close(fd)
-    thread.join(10)
+    thread.join(60)
     assert not frozen
     assert job.status.state == State.CANCELLED
 
@@ -255,11 +256,11 @@ def test_a_frozen_worker_is_a_lost_attempt_in_the_end(
     job = line.job("staging", "hello")
     thread = threading.Thread(target=line.run, args=(job,), daemon=True)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     frozen = thread.is_alive()
     for fd in line.engine.held:
         os.close(fd)
-    thread.join(10)
+    thread.join(60)
     assert not frozen
     assert (job.status.state, job.status.blame) == (State.FAILED, Blame.MACHINE)
 
@@ -306,7 +307,7 @@ def test_idle_clients_neither_stay_nor_keep_the_daemon_from_ending(
     server = Answers(path, line.context, frozenset())
     thread = threading.Thread(target=server.serve, args=(stop, lambda: None), daemon=True)
     thread.start()
-    until(path.exists)
+    until(lambda: listens(path))
     clients = []
     for _ in range(20):
         client = socket.socket(socket.AF_UNIX)
@@ -321,21 +322,14 @@ def test_idle_clients_neither_stay_nor_keep_the_daemon_from_ending(
                 pass
         time.sleep(0.2)
     stop.set()
-    thread.join(3)
+    thread.join(60)
     assert not thread.is_alive()
     with pytest.raises(OSError):
-        for _ in range(5):
+        for _ in range(600):
             clients[0].send(b"{")
             time.sleep(0.1)
     for client in clients:
         client.close()
-
-
-def until(ready: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not ready():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 # Layers.

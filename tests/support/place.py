@@ -28,6 +28,7 @@ from invirtibuilder.settings import Site
 from invirtibuilder.spool import Request, local_principal
 from invirtibuilder.stages.context import Context
 from tests.support.cannedworker import PATIENCE, CannedWorker
+from tests.support.listening import listens
 from tests.support.packages import Repo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,12 +153,16 @@ class Place:
             started_group([*argv, *options], cwd=ROOT, stderr=log, env=env) as it,
         ):
             if ready:
-                until(
-                    lambda: (
-                        self.log.read_text().count(" ready: ") > before or it.poll() is not None
-                    ),
+
+                def up() -> bool:
+                    said = self.log.read_text().count(" ready: ") > before
+                    return said and listens(self.directory / "run/daemon.sock")
+
+                until(lambda: up() or it.poll() is not None)
+                # One that has nothing left to do may be over already.
+                assert it.poll() in ((None, 0) if "--drain" in options else (None,)), (
+                    self.log.read_text()
                 )
-                assert it.poll() is None, self.log.read_text()
             yield it
             if it.poll() is None:
                 os.kill(it.pid, signal.SIGTERM)

@@ -21,6 +21,7 @@ import yaml
 
 from invirtibuilder.run import CLEAN, Done, run
 from invirtibuilder.sandbox.base import Base
+from tests.support.listening import listens
 
 TOP = Path(__file__).parents[2]
 PATIENCE = 600
@@ -91,7 +92,7 @@ class TestSite:
 
     def _until_ready(self, process: subprocess.Popen[bytes]) -> None:
         until = time.monotonic() + 60
-        while not (self.directory / "run" / "daemon.sock").exists():
+        while not listens(self.directory / "run" / "daemon.sock", process.pid):
             assert process.poll() is None, (self.directory / "daemon.log").read_text()
             assert time.monotonic() < until, "the daemon did not start"
             time.sleep(0.05)

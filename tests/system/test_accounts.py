@@ -21,6 +21,7 @@ from invirtibuilder.sandbox.base import Base
 from invirtibuilder.sandbox.ids import Ids
 from tests.support import packages
 from tests.support.accounts import Accounts, made_accounts
+from tests.support.listening import listens
 from tests.support.sites import TOP, TestSite
 
 pytestmark = pytest.mark.root
@@ -113,8 +114,8 @@ def listening(site: TestSite, accounts: Accounts) -> Iterator[None]:
             argv, env={**CLEAN, **site.env()}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     try:
-        until = time.monotonic() + 30
-        while not socket.exists():
+        until = time.monotonic() + 60
+        while not listens(socket):
             assert process.poll() is None, (directory / "worker.log").read_text()
             assert time.monotonic() < until, "the worker does not listen"
             time.sleep(0.05)
@@ -169,7 +170,7 @@ def test_nobody_speaks_for_another(place: TestSite, accounts: Accounts, tmp_path
     forged = run(argv, env=place.env()).text
     with place.daemon():
         bad = place.directory / "queue" / "bad" / f"{forged}.json.reason"
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not bad.exists() and time.monotonic() < until:
             time.sleep(0.05)
     assert "may not speak for" in bad.read_text()

@@ -18,6 +18,7 @@ import pytest
 from invirtibuilder.run import CLEAN, run
 from invirtibuilder.sandbox.base import Base
 from tests.support import hookscripts, packages
+from tests.support.listening import listens
 from tests.support.notifying import notifier
 from tests.support.place import until
 from tests.support.sites import DOMAIN, TOP, TestSite, made_site
@@ -81,7 +82,7 @@ def worker(site: TestSite) -> Iterator[None]:
             stderr=log,
         )
     try:
-        until(lambda: socket.exists() or process.poll() is not None)
+        until(lambda: listens(socket) or process.poll() is not None)
         assert process.poll() is None, (site.directory / "worker.log").read_text()
         yield
     finally:
