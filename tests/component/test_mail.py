@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from tests.support.hookscripts import JOB, call, certified, event
+from tests.support.mailserver import MailServer
 
 HOSTILE = [
     "x\nBcc: eve@evil.org",
@@ -69,13 +69,7 @@ class Server:
 
     def __init__(self, **options: Any) -> None:
         self.keep = Keep()
-        self.controller = Controller(
-            self.keep,
-            hostname="127.0.0.1",
-            port=free_port(),
-            authenticator=self.keep.authenticate,
-            **options,
-        )
+        self.controller = MailServer(self.keep, authenticator=self.keep.authenticate, **options)
         start: Callable[[], None] = self.controller.start
         start()
 
@@ -90,11 +84,6 @@ class Server:
     @property
     def mails(self) -> list[EmailMessage]:
         return [parsed(envelope.content) for envelope in self.keep.mails]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        return int(unused.getsockname()[1])
 
 
 def parsed(content: object) -> EmailMessage:
@@ -370,7 +359,11 @@ def test_one_address_that_is_gone_does_not_keep_the_mail_from_the_others(server:
 
 def test_a_server_that_does_not_answer_is_tried_again() -> None:
     env = {"MAIL_FROM": "a@x.org", "MAIL_TO": "b@x.org"}
-    done = call("mail", event(), env | {"SMTP_SERVER": f"127.0.0.1:{free_port()}"})
+    # Bound, so that it is nobody else's, and not listened on.
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        server = f"127.0.0.1:{bound.getsockname()[1]}"
+        done = call("mail", event(), env | {"SMTP_SERVER": server})
     assert done.code == 75
     assert b"refused" in done.err
 

@@ -29,7 +29,7 @@ from invirtibuilder.run import Done, run, started_group
 from tests.support import doors, packages
 from tests.support import place as places
 from tests.support.gitwork import Work
-from tests.support.kdc import Realm, free_port, remctld, shifted
+from tests.support.kdc import Realm, remctld, shifted
 from tests.support.place import ROOT
 
 SCRIPT = f"""#!{sys.executable} -IS
@@ -231,8 +231,11 @@ def test_service(server: int) -> None:
 
 @pytest.mark.usefixtures("alice")
 def test_nobody_there() -> None:
-    with pytest.raises(Unavailable, match="refused") as caught:
-        Connection("localhost", free_port())
+    with socket.socket() as bound:
+        # So that it is nobody else's; nobody listens.
+        bound.bind(("127.0.0.1", 0))
+        with pytest.raises(Unavailable, match="refused") as caught:
+            Connection("localhost", bound.getsockname()[1])
     assert caught.value.code == "no-connection"
     with pytest.raises(Unavailable) as caught:
         Connection("localhost", 65536)

@@ -22,7 +22,9 @@ FOREIGN = "OTHER.TEST"
 ANONYMOUS = "WELLKNOWN/ANONYMOUS@WELLKNOWN:ANONYMOUS"
 USERS = ("alice", "bob", "carol")
 SERVICE = "host/localhost"
-PATIENCE = 10.0
+PATIENCE = 60.0
+TRIES = 5
+"""Ports that are tried: between being found free and being used one may be taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +120,17 @@ def _need(program: str, package: str) -> None:
         raise AssertionError(f"this test needs {program} (apt-get install {package})")
 
 
-def _answers(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until the server takes connections."""
+def says(word: str, log: Path, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until a server says this, such as that it listens; whether it does before it ends."""
     end = time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
+    while time.monotonic() < end:
+        over = process.poll() is not None
+        if log.exists() and word in log.read_text(errors="replace"):
+            return True
+        if over:
+            return False
         time.sleep(0.02)
-    raise AssertionError("it does not listen: " + log.read_text(errors="replace"))
+    raise AssertionError(f"no {word!r}: {log.read_text(errors='replace') if log.exists() else ''}")
 
 
 def _configure(directory: Path, port: int) -> None:
@@ -201,25 +206,30 @@ def kdc() -> Iterator[Realm]:
     _need("kinit", "krb5-user")
     directory = Path(tempfile.mkdtemp(prefix="ib-kdc-"))
     realm = Realm(directory=directory)
-    port = free_port()
-    _configure(directory, port)
+    _configure(directory, free_port())
     try:
         _certify(directory)
         _populate(realm)
-        log = directory / "out"
-        with (
-            log.open("wb") as out,
-            started_group(
-                ["krb5kdc", "-n", "-r", REALM, "-r", FOREIGN, "-P", str(directory / "kdc.pid")],
-                env=realm.env,
-                stdout=out,
-                stderr=out,
-            ) as process,
-        ):
-            _answers(port, process, log)
+        with _running(realm):
             yield realm
     finally:
         shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def _running(realm: Realm) -> Iterator[None]:
+    argv = ["krb5kdc", "-n", "-r", REALM, "-r", FOREIGN, "-P", str(realm.directory / "kdc.pid")]
+    log, out = realm.directory / "kdc.log", realm.directory / "out"
+    for _ in range(TRIES):
+        _configure(realm.directory, free_port())
+        with (
+            out.open("wb") as file,
+            started_group(argv, env=realm.env, stdout=file, stderr=file) as process,
+        ):
+            if says("commencing operation", log, process):
+                yield
+                return
+    raise AssertionError(f"no KDC: {log.read_text()}\n{out.read_text(errors='replace')}")
 
 
 @pytest.fixture(scope="session")
@@ -269,6 +279,7 @@ def remctld(
             end = time.monotonic() + PATIENCE
             while not (said := log.read_bytes()[before:]) and time.monotonic() < end:
                 time.sleep(0.01)
+            assert said
             assert it.poll() is None, said
             yield port
 

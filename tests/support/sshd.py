@@ -6,13 +6,12 @@ import contextlib
 import os
 import pwd
 import shlex
-import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from invirtibuilder.run import run, started_group
+from tests.support.kdc import TRIES, free_port, says
 
 SSHD = Path("/usr/sbin/sshd")
 
@@ -82,27 +81,27 @@ def running(
     (folder / "forced").chmod(0o755)
     key = (folder / "client.pub").read_text()
     (folder / "authorized_keys").write_text(f'restrict,command="{folder}/forced" {key}')
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    host_key = " ".join((folder / "host.pub").read_text().split()[:2])
-    names = f"[127.0.0.1]:{port},[localhost]:{port}"
-    (folder / "known_hosts").write_text(f"{names} {host_key}\n")
     env = env or {"LANG": "C.UTF-8"}
     set_env = " ".join(f'"{name}={value}"' for name, value in env.items())
-    (folder / "sshd_config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile none\n"
+    settings = (
+        f"ListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile none\n"
         f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nUsePAM no\n"
         "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n"
         f"MaxStartups 50\nSetEnv {set_env}\n{lines}"
     )
-    with (folder / "log").open("wb") as log:
-        argv = [*before, str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
-        with started_group(argv, env=server, stderr=log) as process:
-            for _ in range(200):
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                    break
-                if process.poll() is not None:
-                    raise AssertionError("sshd: " + (folder / "log").read_text())
-                time.sleep(0.05)
-            yield Sshd(port=port, user=user or pwd.getpwuid(os.geteuid()).pw_name, folder=folder)
+    argv = [*before, str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
+    host_key = " ".join((folder / "host.pub").read_text().split()[:2])
+    for _ in range(TRIES):
+        port = free_port()
+        names = f"[127.0.0.1]:{port},[localhost]:{port}"
+        (folder / "known_hosts").write_text(f"{names} {host_key}\n")
+        (folder / "sshd_config").write_text(f"Port {port}\n{settings}")
+        with (
+            (folder / "log").open("wb") as log,
+            started_group(argv, env=server, stderr=log) as process,
+        ):
+            if says("Server listening on", folder / "log", process):
+                name = user or pwd.getpwuid(os.geteuid()).pw_name
+                yield Sshd(port=port, user=name, folder=folder)
+                return
+    raise AssertionError("sshd: " + (folder / "log").read_text())

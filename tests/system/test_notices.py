@@ -5,7 +5,6 @@ from __future__ import annotations
 import email
 import http.server
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from invirtibuilder.sandbox.base import Base
 from tests.support import packages
+from tests.support.mailserver import MailServer
 from tests.support.sites import TOP, TestSite, made_site
 
 
@@ -35,7 +34,7 @@ class Mailbox:
         return "250 OK"
 
     def about(self, subject: str) -> Message:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while time.monotonic() < until:
             for mail in self.mails:
                 if subject in str(mail["Subject"]):
@@ -75,12 +74,9 @@ def audit_server() -> Iterator[str]:
 @pytest.fixture
 def mailbox() -> Iterator[tuple[Mailbox, str]]:
     box = Mailbox()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    controller = Controller(box, hostname="127.0.0.1", port=port)
+    controller = MailServer(box)
     controller.start()  # type: ignore[no-untyped-call]
-    yield box, f"127.0.0.1:{port}"
+    yield box, f"127.0.0.1:{controller.port}"
     controller.stop()
 
 
@@ -116,7 +112,7 @@ def _audit_first(site: TestSite, tmp_path: Path) -> None:
     repo = packages.native(tmp_path / "audited", "audited", "1.0")
     site.package("audited", repo.path)
     job = site.cli("submit", "dev", "audited", repo.commit).text
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while site.json("status", job)["state"] != "waiting":
         assert time.monotonic() < until
         time.sleep(0.1)
@@ -125,7 +121,7 @@ def _audit_first(site: TestSite, tmp_path: Path) -> None:
     # Nothing of the package has run yet.
     assert not list((site.directory / "jobs" / job / "attempts").iterdir())
     Audit.opened.set()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while (status := site.json("status", job))["state"] in ("waiting", "running"):
         assert time.monotonic() < until
         time.sleep(0.1)
