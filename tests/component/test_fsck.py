@@ -22,6 +22,7 @@ from invirtibuilder.states import State
 from tests.support import packages
 from tests.support import place as places
 from tests.support.cannedworker import Answer, Work, export
+from tests.support.place import until
 from tests.support.published import POCKET, Published, published, put_back
 
 
@@ -428,6 +429,7 @@ def test_it_sees_no_drift_beside_a_daemon_that_publishes(site: Published, tmp_pa
         site.place.package(repo)
     with site.place.daemon():
         jobs = [site.place.cli("submit", POCKET, r.name, r.commit).text for r in repos]
+        until(lambda: all((site.place.site.jobs / job).exists() for job in jobs))
         while any(not site.place.context.jobs.get(j).status.final for j in jobs):
             assert not {k for k in site.kinds() if k not in NO_DRIFT}
         states = [site.place.ended(job).status.state for job in jobs]

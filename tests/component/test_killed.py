@@ -109,7 +109,7 @@ def test_the_reason_is_told_and_soon_it_is_not_tried_so_often(
     monkeypatch.setattr("invirtibuilder.pipeline.TRIES", 3)
     line.package("alpha")
     job = line.until(line.job("staging", "alpha"), "publish")
-    waits = []
+    pauses = []
     for _ in range(4):
         killer.kill("reprepro", 1, after=False)
         line.run(job)
@@ -118,11 +118,11 @@ def test_the_reason_is_told_and_soon_it_is_not_tried_so_often(
         assert status.state == State.WAITING
         assert status.reasons[0]["code"] == "killed"
         assert "killed from outside by SIGKILL: reprepro" in status.reasons[0]["message"]
-        waits.append(datetime.fromisoformat(status.wake) - datetime.fromisoformat(status.since))
+        pauses.append(datetime.fromisoformat(status.wake) - datetime.fromisoformat(status.since))
     short, long = pipeline.RETRY, pipeline.LATER
-    assert [round(w / timedelta(seconds=1)) for w in waits] == [
-        round(w / timedelta(seconds=1)) for w in (short, short, long, long)
-    ]
+    for pause, whole in zip(pauses, (short, short, long, long), strict=True):
+        # What is synced between the two instants may take its time.
+        assert whole - timedelta(seconds=20) < pause <= whole
     assert "publish: cut off from outside, 4 times" in (job.directory / "journal").read_text()
     line.run(job)
     assert job.status.state == State.PUBLISHED

@@ -105,18 +105,19 @@ def test_who_is_killed_in_the_middle_of_a_delivery_loses_nothing(line: Line, vic
     own, _ = line
     out = own.directory / "out"
     # The first time it gets stuck when it has already told.
-    stuck = f"mkdir {out}.once 2>/dev/null && sleep 20"
+    stuck = f"mkdir {out}.once 2>/dev/null && sleep 60"
     own.hook(f"{TELL.format(out=out)}\n{stuck}\nexit 0", name="audit", required=True)
     _, job = submitted(own)
     with running(own) as service:
         with own.daemon() as daemon:
             until(lambda: told(out) == ["greet submitted"])
             {"daemon": daemon, "notifier": service}[victim].kill()
-            {"daemon": daemon, "notifier": service}[victim].wait(20)
+            {"daemon": daemon, "notifier": service}[victim].wait(60)
             if victim == "notifier":
                 assert "does not answer" in waits(own, job)
                 with running(own):
                     assert own.ended(job).status.state == State.PUBLISHED
+                    until(lambda: len(told(out)) == 4)
         if victim == "daemon":
             with own.daemon():
                 assert own.ended(job).status.state == State.PUBLISHED

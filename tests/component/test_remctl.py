@@ -162,7 +162,7 @@ def test_follow_ends_with_the_job_or_the_caller(door: Door) -> None:
             killed = time.monotonic()
             # Nothing is logged: only the sign of life finds out.
             until(lambda: not followers(job), "it follows for ever")
-            assert time.monotonic() - killed < 15
+            assert time.monotonic() - killed < 60
         out = door.log.with_name("followed")
         with (
             out.open("wb") as file,

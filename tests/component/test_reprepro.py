@@ -380,21 +380,23 @@ def including():
                 return int(pid)
     return 0
 def has_lock(pid):
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
+    fds = list(Path(f"/proc/{pid}/fd").iterdir())
+    for fd in fds:
         try:
             if os.readlink(fd) == lock:
                 return True
         except FileNotFoundError:  # closed meanwhile
             continue
-    return False
+    return False if fds else None  # it has ended and is not reaped yet
 print("ready", flush=True)
-pid = 0
-while not pid:
+seen = None
+while seen is None:
     try:
         pid = including()
+        seen = has_lock(pid) if pid else None
     except OSError:  # a process or thread has ended meanwhile
         continue
-print(has_lock(pid), flush=True)
+print(seen, flush=True)
 time.sleep(delay)
 os.killpg(pid, signal.SIGKILL)
 """

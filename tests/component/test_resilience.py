@@ -293,7 +293,7 @@ def test_a_stop_between_two_looks_is_not_missed(line: Line, daemon: Daemon, body
     daemon.drain = False
     thread = threading.Thread(target=getattr(daemon, body), daemon=True)
     thread.start()
-    thread.join(15)  # it would wait for a minute
+    thread.join(30)  # it would wait for a minute
     assert not thread.is_alive()
 
 

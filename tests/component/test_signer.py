@@ -363,7 +363,7 @@ def test_the_daemon_starts_without_the_signer() -> None:
         key = public_key(place.site, place.site.pockets["dev"])
         key.unlink()
         with place.daemon(ready=False) as process:
-            assert process.wait(20) == 69
+            assert process.wait(60) == 69
 
 
 def test_what_is_wrong_with_a_key_is_said() -> None:

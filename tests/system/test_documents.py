@@ -20,6 +20,7 @@ import yaml
 from invirtibuilder.jobs import Jobs
 from invirtibuilder.run import CLEAN, run
 from invirtibuilder.sandbox.base import Base
+from invirtibuilder.spool import Spool
 from tests.support import documents, doors, kdc, packages, sites, sshd
 from tests.support import place as places
 from tests.support.cannedworker import Answer
@@ -104,6 +105,8 @@ class Site:
             if " restore " in line:
                 self.lose()
             shell.type(line)
+            if not alone:
+                until(lambda: not list(Spool(self.place.site.queue).new.iterdir()))
             for job in Jobs(self.place.site.jobs).names():
                 self.place.ended(job)
             if alone:

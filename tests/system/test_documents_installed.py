@@ -20,6 +20,7 @@ from invirtibuilder.sandbox.ids import Ids
 from tests.support import documents, kdc, packages, sshd
 from tests.support.documents import ADMINISTRATOR, BACKUP, DOORS, INSTALLED, Shell
 from tests.support.installed import CODE, CONFIG, SITE, Installed, installed
+from tests.support.place import until
 from tests.support.repository import TOP
 
 pytestmark = pytest.mark.root
@@ -118,10 +119,12 @@ def test_the_doors_by_hand(system: Installed, realm: kdc.Realm) -> None:
     """Beside a site that runs: what conf/remctl says without the package."""
     repo = packages.native(system.disk / "hello", "hello", "1.0")
     shell = shell_of(system, realm, SITE=str(SITE), CODE=str(CODE))
-    shell.words = {
-        **shell.words,
-        "JOB": lambda: max(p.name for p in system.path(SITE / "jobs").iterdir()),
-    }
+
+    def newest() -> str:
+        until(lambda: not list(system.path(SITE / "queue/new").iterdir()))
+        return max(path.name for path in system.path(SITE / "jobs").iterdir())
+
+    shell.words = {**shell.words, "JOB": newest}
     shutil.copy(realm.keytab, system.path("/etc/krb5.keytab"))
     for line in ("init --name test", f"package create hello --from {repo.path}"):
         shell.type(f"invirtibuilder {line}")
