@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -128,6 +129,7 @@ def installed(
     (disk / "memory").mkdir()
     argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     script = f'{_MAKE}\nexec python3 -Ic "$2"'
+    ended: int | None = None
     with subprocess.Popen(
         [*argv, "sh", "-euc", script, "sh", str(disk), _FIRST],
         env=CLEAN,
@@ -139,6 +141,7 @@ def installed(
             assert outer.stdout.readline() == b"made\n"
             children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text()
             made = Installed(first=int(children.split()[0]), disk=disk)
+            ended = os.pidfd_open(made.first)
             _furnish(made, base, ids)
             if begun:
                 made.run("/usr/bin/invirtibuilder", "init", "--name", "test")
@@ -150,6 +153,10 @@ def installed(
         finally:
             outer.kill()
             outer.wait()
+            if ended is not None:
+                # The first process ends after all others, which write to the disk until then.
+                select.select([ended], [], [], 60)
+                os.close(ended)
             shutil.rmtree(disk)
 
 

@@ -31,6 +31,7 @@ from invirtibuilder.spool import Request, local_principal
 from invirtibuilder.stages.context import Stopping
 from tests.support import debs
 from tests.support.gitwork import Work
+from tests.support.place import remove
 
 ME = local_principal(os.geteuid())
 Change = Callable[[dict[str, Any]], None]
@@ -204,7 +205,7 @@ def line(made_once: Path, tmp_path: Path) -> Iterator[Line]:
     )
     yield Line(directory)
     subprocess.run(["gpgconf", "--homedir", directory / "gnupg", "--kill", "all"], check=False)
-    shutil.rmtree(directory)
+    remove(directory)
 
 
 @pytest.fixture

@@ -195,7 +195,18 @@ def place() -> Iterator[Place]:
         yield made
     finally:
         run(["gpgconf", "--homedir", directory / "gnupg", "--kill", "all"], check=False)
-        shutil.rmtree(folder)
+        remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove what was a site's; what vanishes by itself meanwhile is no mistake."""
+
+    def unless_gone(_call: object, _path: object, found: tuple[Any, BaseException, Any]) -> None:
+        # gpg-agent takes its sockets away when it ends, which nobody waits for.
+        if not isinstance(found[1], FileNotFoundError):
+            raise found[1]
+
+    shutil.rmtree(folder, onerror=unless_gone)
 
 
 @contextlib.contextmanager

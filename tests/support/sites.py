@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import yaml
 from invirtibuilder.run import CLEAN, Done, run
 from invirtibuilder.sandbox.base import Base
 from tests.support.listening import listens
+from tests.support.place import remove
 
 TOP = Path(__file__).parents[2]
 PATIENCE = 600
@@ -162,7 +162,7 @@ def made_site(base: Base, layers: Path, **changes: Any) -> Iterator[TestSite]:
         if os.environ.get("INVIRTIBUILDER_TEST_KEEP"):
             print(f"kept: {directory}")
         else:
-            shutil.rmtree(directory)
+            remove(directory)
 
 
 @pytest.fixture(scope="session")

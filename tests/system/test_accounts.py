@@ -22,6 +22,7 @@ from invirtibuilder.sandbox.ids import Ids
 from tests.support import packages
 from tests.support.accounts import Accounts, made_accounts
 from tests.support.listening import listens
+from tests.support.place import remove
 from tests.support.sites import TOP, TestSite
 
 pytestmark = pytest.mark.root
@@ -76,7 +77,7 @@ def place(accounts: Accounts, base: Base, layers: Path) -> Iterator[TestSite]:
             check=False,
         )
         _clear(site, work)
-        shutil.rmtree(directory)
+        remove(directory)
 
 
 def _clear(site: TestSite, work: Path) -> None:
