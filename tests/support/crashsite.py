@@ -39,7 +39,7 @@ SHORT = {
     "stages.orders.WORKER_WAIT": 0.1,
     "stages.orders.POLL": 0.01,
     "stages.orders.ROOM_WAIT": 0.1,
-    "gitcmd.STALE": 0.3,
+    "gitcmd.STALE": 3,
     "daemon.ILL": 0.1,
     "runner.ILL": 0.1,
 }

@@ -68,7 +68,7 @@ def unharmed(place: Yard) -> None:
 
 
 def test_a_fork_bomb(place: Yard) -> None:
-    limits = Limits(seconds=240, idle_seconds=4, processes=100)
+    limits = Limits(seconds=240, idle_seconds=10, processes=100)
     ended = build(place, "bomb", BOMB, limits=limits)
     assert verdict(ended) == ("limit-idle", Blame.PACKAGE)
     if "processes" in ended.whole:  # else a sample may miss processes that live for an instant
@@ -112,9 +112,9 @@ def test_a_filler_of_memory(place: Yard) -> None:
 
 
 def test_a_silent_one_that_ignores_every_signal(place: Yard) -> None:
-    ended = build(place, "silent", SILENT, limits=Limits(seconds=240, idle_seconds=3))
+    ended = build(place, "silent", SILENT, limits=Limits(seconds=240, idle_seconds=10))
     assert verdict(ended) == ("limit-idle", Blame.PACKAGE)
-    assert "exceeded the limit on idle (3 s)" in ended.message
+    assert "exceeded the limit on idle (10 s)" in ended.message
 
 
 def test_cpu_time(place: Yard) -> None:
@@ -175,7 +175,7 @@ def test_artifacts_that_are_no_files(place: Yard) -> None:
 
 def test_one_that_waits_for_the_network(place: Yard) -> None:
     wait = "exec bash -c 'until exec 3<>/dev/tcp/192.0.2.1/80; do sleep 0.1; done' 2>err\n"
-    ended = build(place, "lonely", wait, limits=Limits(seconds=240, idle_seconds=3))
+    ended = build(place, "lonely", wait, limits=Limits(seconds=240, idle_seconds=10))
     assert verdict(ended) == ("limit-idle", Blame.PACKAGE)
     fail = "bash -c 'exec 3<>/dev/tcp/192.0.2.1/80'\n"
     ended = build(place, "hasty", fail)
@@ -197,7 +197,7 @@ def test_a_maintainer_script_of_a_dependency(place: Yard, tmp_path: Path, kind: 
     """It runs as the sandbox's root; the layer that it was to be in is none."""
     script, code = SCRIPTS[kind]
     source = repository(tmp_path, "bad-dependency", script)
-    limits = Limits(seconds=240, idle_seconds=6, processes=100, disk=400 << 20)
+    limits = Limits(seconds=240, idle_seconds=10, processes=100, disk=400 << 20)
     with served(tmp_path) as url:
         ended = build(
             place,

@@ -25,8 +25,11 @@ def limited(base: Base, layers: Path) -> Iterator[TestSite]:
     """A site whose dev pocket has little patience."""
     with made_site(base, layers) as site:
         site.configure(
-            pockets__dev__limits={"time": "8s", "log": "1M", "file_size": "64M"},
-            pockets__dev__packages={"talker": {"limits": {"log": "10M"}}},
+            pockets__dev__limits={"log": "1M", "file_size": "64M"},
+            pockets__dev__packages={
+                "sleeper": {"limits": {"time": "8s"}},
+                "talker": {"limits": {"log": "10M"}},
+            },
         )
         with site.daemon():
             yield site
