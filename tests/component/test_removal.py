@@ -38,7 +38,13 @@ def purge(system: Installed) -> None:
 
 
 def accounts(system: Installed) -> set[str]:
-    return set(system.sh("cut -d: -f1 /etc/passwd").splitlines()) & set(ACCOUNTS)
+    """Those that there are; each with its group."""
+    users, groups = (
+        set(system.sh('cut -d: -f1 "/etc/$1"', file).splitlines()) & set(ACCOUNTS)
+        for file in ("passwd", "group")
+    )
+    assert users == groups
+    return users
 
 
 def left(system: Installed) -> set[str]:
