@@ -39,9 +39,60 @@ def test_commands_can_be_run(path: Path) -> None:
     """Whether they do what is promised is for tests/system/test_documents*.py."""
     lines = [line for block in documents.blocks(path) for line in block.lines if not block.mark]
     assert lines
-    for line in lines:
+    for line in (*lines, *(command for _, command in documents.cron(path))):
         documents.checked(line)
     assert not documents.hidden(path), "commands belong into a plain literal block"
+
+
+def test_commands_within_sentences() -> None:
+    """Each is a part of one that is shown, and so run, in any of the documents."""
+    paths = documents.DOCUMENTS
+    found = {text for path in paths for text in documents.inline(path)}
+    assert {"invirtibuilder check-config", "krb5_newrealm", "restorecon -R"} <= found
+    unknown = {text for text in found if not any(documents.typed(path, text) for path in paths)}
+    assert unknown - set(documents.NOT_RUN) == set(), "show it, or say in NOT_RUN why not"
+    assert set(documents.NOT_RUN) - unknown == set(), "these are shown, or no longer there"
+
+
+def test_a_command_within_a_sentence_is_found(tmp_path: Path) -> None:
+    words = ("git push x", "frob --all", "/usr/bin/frob it", "git", "--all x", "a: b", "a = b")
+    said = " ".join(f"``{text}``" for text in words)
+    (tmp_path / "it.rst").write_text(f"It\n==\n\n{said}::\n\n    git push x main\n")
+    found = documents.inline(tmp_path / "it.rst")
+    assert found == ["git push x", "frob --all", "/usr/bin/frob it"]
+    assert [documents.typed(tmp_path / "it.rst", text) for text in found] == [True, False, False]
+
+
+def test_lines_for_cron() -> None:
+    """They do what the timers do, as the same account, and are where they are run from."""
+    lines = documents.cron(documents.ADMINISTRATOR)
+    assert lines == [line for path in documents.DOCUMENTS for line in documents.cron(path)]
+    assert {account for account, _ in lines} == {"invirtibuilder"}
+    mailing = ("/usr/share/invirtibuilder/fsck/nightly root", "/usr/bin/invirtibuilder fsck")
+    told = sorted(command.replace(*mailing) for _, command in lines)
+    services = (n.replace(".timer", ".service") for n in units.units() if n.endswith(".timer"))
+    starts = [units.units()[name].all("Service.ExecStart") for name in services]
+    assert told == sorted(map(" ".join, starts))
+
+
+def test_what_systemctl_is_told_of_exists() -> None:
+    texts = [text for path in documents.DOCUMENTS for text in documents.inline(path)]
+    texts += [
+        line for path in documents.DOCUMENTS for b in documents.blocks(path) for line in b.lines
+    ]
+    told = {text for text in texts if text.startswith("systemctl ")} - {"systemctl daemon-reload"}
+    assert len(told) > 4
+    for text in told:
+        _, verb, *_, name = text.split()
+        if name != "ssh.service":
+            unit = units.units()[installed_as(name)]
+            assert verb != "reload" or unit.all("Service.ExecReload"), text
+
+
+def installed_as(name: str) -> str:
+    """The unit that is meant: of a service the suffix may be left out."""
+    name = name if re.search(r"\.(service|socket|timer)$", name) else f"{name}.service"
+    return re.sub(r"@[a-z]+", "@", name)
 
 
 def test_units_exist() -> None:

@@ -1,7 +1,8 @@
 """The commands that a document shows, and a shell to type them into.
 
-What is shown as a literal block is a line of commands each; anything else is `.. code::`. Words in
-capitals stand for something, and a program has to be known: what is neither fails.
+What is shown as a literal block is a line of commands each; anything else is `.. code::`, as lines
+for cron are. Words in capitals stand for something, and a program has to be known: what is neither
+fails. A command within a sentence is a part of one that is shown, or it is in NOT_RUN.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import os
 import re
 import shlex
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,25 +34,55 @@ CLEAN_MACHINE = "on a clean machine, by tests/installed/test_life.py"
 FIRST = "Invirtibuilder"
 CLONE = "From a clone"
 BACKUP = "Backup, and what comes back without one"
-INSTALLED = ("An installed system", "The doors: Kerberos", "The doors: ssh", "Pushes over ssh")
+INSTALLED = (
+    *("An installed system", "Services"),
+    *("The doors: Kerberos", "The doors: ssh", "Pushes over ssh"),
+)
 APART = {README: (FIRST,), ADMINISTRATOR: (CLONE, *INSTALLED)}
 """Sections that have a test of their own, at a place of their own."""
 PROGRAMS = {
     *("cd", "export", "git", "invirtibuilder", "kadmin.local", "kinit", "python3", "remctl"),
     *("ssh", "sshd", "sudo", "systemctl", "install", "echo", "cat", "apt-get", "rm", "journalctl"),
-    *("adduser", "ln", "sed", "update-inetd"),
+    *("adduser", "ln", "sed", "update-inetd", "cp", "make", "gbp", "stdbuf", "unshare", "remctld"),
     *("conf/quickstart", "tests/run", "/usr/share/invirtibuilder/without-systemd"),
-    "/etc/invirtibuilder/build-keys",
+    *("/usr/share/invirtibuilder/subordinate-ids", "/usr/share/invirtibuilder/fsck/nightly"),
+    *("/etc/invirtibuilder/build-keys", "/usr/bin/invirtibuilder"),
 }
+NO_SYSTEMD = "there is no systemd: tests/style/test_guide.py looks for the unit"
+NO_SELINUX = "it needs a kernel with SELinux; tests/component/test_profiles.py compiles the module"
+OF_A_CLIENT = "of a client's root: tests/system/test_clients.py"
+NOT_RUN = {
+    "man invirtibuilder": "a page to read",
+    "man -l debian/man/…": "a page to read",
+    "dpkg-buildpackage -b": "what a worker does",
+    "apt-get update": OF_A_CLIENT,
+    "apt-get install hello": OF_A_CLIENT,
+    "apt-get upgrade": OF_A_CLIENT,
+    "dch --release": "what a refusal asks for, with an editor",
+    "systemctl status invirtibuilder": NO_SYSTEMD,
+    "systemctl edit invirtibuilder-fsck-mail": NO_SYSTEMD,
+    "systemctl reload invirtibuilder-worker@trusted": NO_SYSTEMD,
+    "semodule -i invirtibuilder.pp": NO_SELINUX,
+    "restorecon -R": NO_SELINUX,
+    "krb5_newrealm": "it asks for a password and starts services; see tests/support/kdc.py",
+    "sources dev --keyring": "it needs `archive_keyring`: tests/system/test_keyring.py",
+    "setarch -R": "what fails in a sandbox: tests/escape",
+    "ssh -o GSSAPIAuthentication=yes": "an option: tests/component/test_door_tickets.py",
+}
+"""Commands within sentences that are not shown by themselves, and why."""
+CRON = re.compile(r"(?:[\d*/,-]+ ){5}([a-z][a-z0-9-]*) (.*)")
+"""A line for cron: when, as whom, what."""
 PLACEHOLDER = re.compile(r"(?<![\w$./@=-])([A-Z][A-Z-]{2,})(?![\w=.-])|(?<=[/=@])([A-Z]{3,})\b")
 CAPITALS = {"HEAD", "EXAMPLE", "END"}
 """Words in capitals that stand for themselves."""
+SENTENCE = re.compile(r"[\w/][^\s:]* (?!=)")
+"""How a command begins, unlike an option, a key with its value, and a setting."""
 HERE = re.compile(r"<<(\w+)\n.*?^\1$", re.MULTILINE | re.DOTALL)
 """A document within a command."""
 JOINED = "\0"
 WORDS = frozenset(
     ("DIR", "HOST", "JOB", "WHEN", "FILE", "KEYTAB", "REPOSITORY", "PYTEST-ARGS")
-    + ("BACKUPS", "TIME", "SITE", "CODE")
+    + ("BACKUPS", "TIME", "SITE", "CODE", "PORT", "DIRECTORY", "DSC", "TARBALL")
 )
 """Placeholders; a test says what each stands for."""
 SHELL = {"bash", "console", "sh", "shell"}
@@ -125,17 +157,47 @@ def programs(folder: Path, lines: Mapping[str, str]) -> Path:
     return folder
 
 
+def connects(port: int) -> bool:
+    """Whether somebody listens on this port of this machine's."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
 def kadmin(realm: Realm, query: str) -> None:
     """Have the realm's administrator do something."""
     run(["kadmin.local", "-q", query], env=realm.env)
 
 
+def cron(path: Path) -> list[tuple[str, str]]:
+    """The lines for cron that are shown as code: the account and the command of each."""
+    lines = (line for node in _code(path) for line in lines_of(node))
+    return [(found[1], found[2]) for line in lines if (found := CRON.fullmatch(line))]
+
+
+def inline(path: Path) -> list[str]:
+    """The commands within sentences: those with words after the program, and those of NOT_RUN."""
+    tree = publish_doctree(path.read_text(), settings_overrides={"report_level": 3})
+    texts = [" ".join(node.astext().split()) for node in tree.findall(nodes.literal)]
+    return [text for text in texts if text in NOT_RUN or SENTENCE.match(text)]
+
+
+def typed(path: Path, text: str) -> bool:
+    """Whether a command is one that the document shows, or a part of one."""
+    shown = [checked(line) for block in blocks(path) for line in block.lines]
+    return any(f" {text} " in f" {line} " for line in [*shown, *(what for _, what in cron(path))])
+
+
 def hidden(path: Path) -> list[str]:
     """Lines that are commands, or look like them, but are shown as something else."""
-    code = [node for node in _literal(path) if "code" in node["classes"]]
+    code = _code(path)
     shell = {line for node in code if SHELL & set(node["classes"]) for line in lines_of(node)}
     lines = (line for node in code for line in lines_of(node) if ARROW not in line)
     return [line for line in lines if line in shell or line.partition(" ")[0] in PROGRAMS]
+
+
+def _code(path: Path) -> list[nodes.literal_block]:
+    return [node for node in _literal(path) if "code" in node["classes"]]
 
 
 def lines_of(node: nodes.literal_block) -> list[str]:

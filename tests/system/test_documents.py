@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from invirtibuilder.jobs import Jobs
 from invirtibuilder.run import CLEAN, run
 from invirtibuilder.sandbox.base import Base
 from invirtibuilder.spool import Spool
-from tests.support import documents, doors, kdc, packages, sites, sshd
+from tests.support import documents, doors, kdc, packages, sites, sources, sshd
 from tests.support import place as places
 from tests.support.cannedworker import Answer
 from tests.support.documents import (
@@ -33,6 +32,7 @@ from tests.support.documents import (
     README,
     SUBMITTER,
     Shell,
+    connects,
     elsewhere,
     programs,
     shown,
@@ -42,6 +42,7 @@ from tests.support.repository import TOP
 
 ALICE = "alice@BUILD.TEST"
 RIGHTS = ("submit", "cancel", "promote", "rollback", "read")
+SERVICES = ("ib-notify", "ib-sign")
 SUDO = 'exec "$@"'
 PATH = CLEAN["PATH"]
 
@@ -134,7 +135,34 @@ class Site:
             "BACKUPS": lambda: str(self.folder / "backups"),
             "TIME": lambda: max(path.name for path in (self.folder / "backups").iterdir()),
             "KEYTAB": lambda: str(self.folder / "new.keytab"),
+            "DSC": self.from_debian,
+            "TARBALL": lambda: self.upstream("1.1"),
+            "DIRECTORY": self.of_a_worker,
         }
+
+    def upstream(self, version: str) -> str:
+        """A tarball of upstream's."""
+        name = f"tidy_{version}.orig.tar.gz"
+        sources.tarball(self.folder, name, f"tidy-{version}", {"greeting": f"{version}\n"})
+        return str(self.folder / name)
+
+    def from_debian(self) -> str:
+        """A source package with it."""
+        self.upstream("1.0")
+        tree = self.folder / "tidy-1.0"
+        packages.write(
+            tree,
+            {"greeting": "1.0\n", **packages.debian("tidy", "1.0-1", source_format="3.0 (quilt)")},
+        )
+        run(["dpkg-source", "-b", tree], cwd=self.folder, env=packages.identity())
+        return str(self.folder / "tidy_1.0-1.dsc")
+
+    def of_a_worker(self) -> str:
+        """A directory that a build has written in."""
+        path = self.folder / "slot-1"
+        script = 'mkdir "$1" && chown 7 "$1" && touch "$1/file"'
+        run(["unshare", "--map-auto", "--map-root-user", "sh", "-euc", script, "sh", path])
+        return str(path)
 
 
 @pytest.fixture
@@ -183,27 +211,26 @@ def at(realm: kdc.Realm, tmp_path: Path) -> Iterator[tuple[Site, Shell]]:
                 ("kinit alice", f"kinit -k -t {realm.directory}/alice.keytab alice"),
                 ("/run/ib-build/worker", f"{worker_at}.sock"),
                 ("/var/lib/ib-build", str(worker_at)),
+                *((f"/run/{name}/socket", f"{tmp_path}/{name}.sock") for name in SERVICES),
                 (" 8000 ", f" {web} "),
             ),
             codes={"self-check": 71},  # its mirror does not exist
             ready={
                 "worker --listen": Path(f"{worker_at}.sock").exists,
-                "http.server": lambda: _connects(web),
+                "notifier --listen": (tmp_path / "ib-notify.sock").exists,
+                "signer --listen": (tmp_path / "ib-sign.sock").exists,
+                "http.server": lambda: connects(web),
             },
         )
         yield site, stack.enter_context(shell.opened())
-
-
-def _connects(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
 
 
 def test_readme(at: tuple[Site, Shell]) -> None:
     site, shell = at
     site.type(shell, shown(README, elsewhere(README)))
     assert not fsck_finds(site)
+    there = packages.git(site.place.directory / "packages/tidy.git", "tag", "--list")
+    assert {"upstream/1.0", "upstream/1.1"} <= set(there.split())
 
 
 def test_submitter(at: tuple[Site, Shell]) -> None:
@@ -225,6 +252,7 @@ def test_administrator(at: tuple[Site, Shell]) -> None:
     shell.cwd = site.home
     site.type(shell, shown(ADMINISTRATOR, elsewhere(ADMINISTRATOR)))
     assert not fsck_finds(site)
+    assert not (site.folder / "slot-1").exists()
 
 
 def fsck_finds(site: Site) -> list[object]:
