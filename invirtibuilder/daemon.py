@@ -160,6 +160,9 @@ class Daemon:
             )
             for pocket in self.site.pockets.values()
         ]
+        if any(pocket.archive_keyring for pocket in self.site.pockets.values()):
+            body = functools.partial(self._guarded, self._keep_keyrings)
+            threads.append(threading.Thread(target=body, name="keyrings", daemon=True))
         table = threading.Thread(
             target=self._guarded, args=(self._keep_table,), name="table", daemon=True
         )
@@ -411,6 +414,10 @@ class Daemon:
             self._watchdog.beat()
             # Not for long at once: the clock may be set.
             self._stop.wait(self._watchdog.nap(max(0.1, min(due, SCAN))))
+
+    def _keep_keyrings(self) -> None:
+        stop, watchdog = self._stop, self._watchdog
+        keyring.keep(self._context, self._spool.put, stop=stop, watchdog=watchdog, log=self.log)
 
     def _keep_table(self) -> None:
         """Compile the ACLs at once, every `acl_refresh`, and when an answer becomes stale."""

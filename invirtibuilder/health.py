@@ -15,7 +15,16 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from invirtibuilder import __version__, acltable, files, maintenance, model, pauses, tally
+from invirtibuilder import (
+    __version__,
+    acltable,
+    files,
+    keyring,
+    maintenance,
+    model,
+    pauses,
+    tally,
+)
 from invirtibuilder.apt.publickeys import expiries
 from invirtibuilder.engine import room_of
 from invirtibuilder.errors import Fault, Reason
@@ -137,6 +146,7 @@ class _Looker:
         self.notes = maintenance.notes(site)
         self.bases: dict[str, list[str]] = {}
         self.busy: dict[str, int] = {}
+        self.coming: set[tuple[str, str]] = set()
         self.reserve = max(p.limits.reserve or 0 for p in site.pockets.values())
 
     def trouble(self, code: str, message: str, hint: str) -> None:
@@ -211,6 +221,7 @@ class _Looker:
         if status.final:
             return
         self.health.states[status.state] += 1
+        self.coming.add((job.pocket, job.package))
         oldest = self.health.oldest
         if status.state != State.RUNNING and (not oldest or job.request.time < oldest["since"]):
             reason = status.reasons[0]["message"] if status.reasons else ""
@@ -294,6 +305,12 @@ class _Looker:
         if told.base and self.old(told.base, BASE_AGE):
             message = f"{name}: its base is in use since {told.base}"
             self.trouble("base-old", message, f"`invirtibuilder base refresh {name}`")
+        if pocket.archive_keyring and (name, pocket.keyring) not in self.coming:
+            missing = functools.partial(keyring.missing, self.site, pocket)
+            if self.seen(f"the keyring of {name}", missing):
+                message = f"{name}: {pocket.keyring} is not there with the keys of now"
+                hint = "`invirtibuilder status` says why its last job failed; it is tried again"
+                self.trouble("keyring-missing", message, hint)
         for finger, end in told.keys.items():
             if end and self.old(end, -KEY_LEFT):
                 verb = "has expired" if self.old(end, timedelta()) else "expires"

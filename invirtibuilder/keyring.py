@@ -8,18 +8,33 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import UTC
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+from invirtibuilder.errors import Fault
 from invirtibuilder.gitrepo import Repository
-from invirtibuilder.settings import Pocket
+from invirtibuilder.jobs import Status
+from invirtibuilder.journal import WARNING, Log
+from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.spool import Request, local_principal
 from invirtibuilder.stages.context import Context, public_key
+from invirtibuilder.superproject import Superproject
+from invirtibuilder.watchdog import Watchdog
 
 BRANCH = "refs/heads/main"
 CHANGELOG = "debian/changelog"
 KEYS = "keys.asc"
 MAX_BYTES = 1 << 20
+AGAIN = timedelta(minutes=30)
+"""After which what could not be built is tried again."""
+LOOKED_AT = 200
+"""Jobs, the latest."""
+ROUND = 300.0
+"""Seconds for one pocket, at most."""
 NO_PUSH = ("/bin/sh", "-c", "echo 'the site itself writes this repository' >&2; exit 1")
 
 RULES = """#!/usr/bin/make -f
@@ -61,10 +76,47 @@ License: public-domain
 """
 
 
+def keep(
+    context: Context,
+    put: Callable[[Request], object],
+    *,
+    stop: threading.Event,
+    watchdog: Watchdog,
+    log: Log,
+) -> None:
+    """Have each pocket's keyring submitted when it has gone, or could not be built, until told to
+    stop: a rollback may take it away, and a mirror may be away for a while."""
+    due = time.monotonic() + AGAIN.total_seconds()
+    while not stop.wait(watchdog.nap(max(0.0, due - time.monotonic()))):
+        watchdog.beat()
+        if due > time.monotonic():
+            continue
+        for pocket in context.site.pockets.values():
+            watchdog.beat(ROUND)
+            try:
+                if pocket.archive_keyring and (request := refresh(context, pocket)):
+                    put(request)
+            except (Fault, OSError) as error:
+                text = f"{pocket.keyring} is not refreshed: {error}"
+                log(text, {"pocket": pocket.name}, priority=WARNING)
+        watchdog.beat()
+        due = time.monotonic() + AGAIN.total_seconds()
+
+
+def missing(site: Site, pocket: Pocket) -> bool:
+    """Whether the pocket lacks the package of its keys, as the site has written it last."""
+    path = site.package_repository(pocket.keyring)
+    head = Repository(path).ref(BRANCH) if path.is_dir() else None
+    return (
+        head is None or Superproject(site.superproject).pin(pocket.branch, pocket.keyring) != head
+    )
+
+
 def refresh(context: Context, pocket: Pocket) -> Request | None:
     """Bring the keyring's repository up to date; the submission to make, if one is needed.
 
-    None when the pocket has these keys, or a job with them is under way. Safe to repeat.
+    None when the pocket has these keys, or a job with them is under way, or has just failed. Safe
+    to repeat.
     """
     name = pocket.keyring
     repository = Repository.create(
@@ -79,12 +131,23 @@ def refresh(context: Context, pocket: Pocket) -> Request | None:
         head = _commit(context, pocket, repository, head, keys)
     if context.superproject.pin(pocket.branch, name) == head:
         return None
-    for job in context.jobs.unfinished():
-        if (job.request.action, job.request.args) == ("submit", (pocket.name, name, head)):
-            return None
     words = [pocket.name, name, head]
+    if (status := _last(context, words)) is not None:
+        ended = datetime.fromisoformat(status.since)
+        if not status.final or ended > context.clock() - AGAIN:
+            return None
     principal = local_principal(os.geteuid())
     return Request.new("submit", words, principal=principal, via="local", now=context.clock())
+
+
+def _last(context: Context, words: list[str]) -> Status | None:
+    """What has become of the latest job with this submission."""
+    for name in reversed(context.jobs.names()[-LOOKED_AT:]):
+        with suppress(Fault, OSError, LookupError, TypeError, ValueError):  # one that is damaged
+            job = context.jobs.get(name)
+            if (job.request.action, job.request.args) == ("submit", tuple(words)):
+                return job.status
+    return None
 
 
 def _commit(

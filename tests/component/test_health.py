@@ -208,6 +208,10 @@ def bad_administrators(place: Place) -> None:
     place.cli("acl", "compile", check=True)
 
 
+def no_keyring(place: Place) -> None:
+    place.edit("    trust_domain: un", "    archive_keyring: true\n    trust_domain: un")
+
+
 def bad_acl(place: Place) -> None:
     place.cli("acl", "compile", check=True)
     table = place.site.socket.parent / "door.json"
@@ -226,6 +230,7 @@ TROUBLES: dict[str, tuple[Callable[[Place], None], set[str]]] = {
     "a hook": (failing_hook, {"hook-failing"}),
     "the notifier": (silent_notifier, {"notifier-down"}),
     "the signer": (silent_signer, {"signer-down"}),
+    "a keyring": (no_keyring, {"keyring-missing"}),
     "an ACL": (bad_acl, {"acl"}),
     "the administrators' ACL": (bad_administrators, {"acl"}),
 }
