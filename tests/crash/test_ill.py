@@ -197,6 +197,35 @@ def test_a_key_that_is_away_for_a_while() -> None:
         ]
 
 
+def test_a_key_that_is_locked_is_waited_for() -> None:
+    """Until the administrator has given another, say; what was built is published with that."""
+    with crash_site("locked", names=("alpha",)) as site:
+        place = site.place
+        gnupg, before = place.directory / "gnupg", place.config.read_text()
+        gpg: list[str | Path] = ["gpg", "--homedir", gnupg, "--batch", "--status-fd", "1"]
+        asked = ("--quick-generate-key", "Locked <locked@example.org>", "ed25519", "sign", "never")
+        made = run([*gpg, "--pinentry-mode", "loopback", "--passphrase", "secret", *asked]).text
+        run(["gpgconf", "--homedir", gnupg, "--kill", "gpg-agent"])
+        place.edit(place.site.signing.key, made.split("KEY_CREATED P ")[1][:40])
+        job_id = site.submit("staging", "alpha", 0).id
+        pid = site.start(drain=False)
+        job = until(lambda: site.jobs().get(job_id))
+
+        def waiting() -> Status | None:
+            status = job.status
+            return status if status.state == State.WAITING else None
+
+        status = until(waiting, site.told())
+        assert (status.stage, status.reasons[0]["code"]) == ("publish", "key-locked")
+        os.kill(pid, signal.SIGTERM)
+        assert site.wait() == 0
+        place.config.write_text(before)
+        run(["gpgconf", "--homedir", gnupg, "--kill", "gpg-agent"])
+        site.finish()
+        assert site.check() == {"published": 1}
+        assert len(list((job.directory / "attempts").iterdir())) == 2
+
+
 def test_a_mirror_that_is_gone_fails_the_job_and_nothing_else(tmp_path: Path) -> None:
     with places.canned() as (place, worker):
         repo = packages.native(tmp_path / "greet")
