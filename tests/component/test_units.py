@@ -16,7 +16,8 @@ from tests.support.units import DROP_INS, Unit, units, worker
 
 UNKNOWN = "Unknown key 'DelegateSubgroup' in section [Service], ignoring."
 """What systemd before 254 says of the one setting that it does not know."""
-BOUNDS = {"invirtibuilder": 1.5, "signer": 1.5, "gc": 1.5, "fsck": 1.5, "base-refresh": 1.5} | {
+BOUNDS = {
+    **dict.fromkeys(("invirtibuilder", "signer", "gc", "fsck", "base-refresh", "metrics"), 1.5),
     "remctld": 3.0,
     **dict.fromkeys(("notifier", "fsck-mail", "worker@trusted", "worker@untrusted"), 7.0),
 }
@@ -206,6 +207,13 @@ LIVES: dict[str, dict[str, str]] = {
     },
     "base-refresh": {
         "Service.Type": "oneshot",
+        "Service.TasksMax": "64",
+        "Service.MemoryMax": "1G",
+    },
+    "metrics": {
+        "Service.Type": "oneshot",
+        "Service.Nice": "10",
+        "Service.TimeoutStartSec": "5min",
         "Service.TasksMax": "64",
         "Service.MemoryMax": "1G",
     },

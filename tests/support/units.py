@@ -1,4 +1,4 @@
-"""The units of debian/, by the names that they are installed with."""
+"""The units of debian/ and of conf/, by the names that they are installed with."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def installed_name(path: Path) -> str:
 def units() -> dict[str, Unit]:
     """All of them by name."""
     paths = [path for kind in KINDS for path in FOLDER.glob(f"*.{kind}")]
+    paths += [path for kind in KINDS for path in (TOP / "conf").rglob(f"*.{kind}")]
     made = [Unit(installed_name(path), path, _read(path.read_text())) for path in sorted(paths)]
     return {unit.name: unit for unit in made}
 

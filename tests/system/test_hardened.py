@@ -46,6 +46,7 @@ LISTS = frozenset(
 )
 ALICE = "alice@BUILD.TEST"
 SPOOL = Path("/var/spool/invirtibuilder-test")
+METRICS = Path("/var/lib/prometheus/node-exporter/invirtibuilder.prom")
 FOUND = Path("/run/invirtibuilder/fsck")
 PROBES = {
     "an address family": "socket.socket(socket.AF_INET)",
@@ -282,6 +283,16 @@ def test_a_job_of_each_domain(
     assert "/usr/share/invirtibuilder/who" in told
     assert as_timer(system, "fsck").code == 0
     assert "Traceback" not in as_timer(system, "gc").text
+    system.sh('install -d -o invirtibuilder "${1%/*}"', METRICS)
+    as_timer(system, "metrics")
+    outside = system.cli("invirtibuilder", "metrics").text
+    assert samples(system.run("cat", METRICS).text) == samples(outside)
+    assert "\ninvirtibuilder_healthy 1\n" in outside
+
+
+def samples(text: str) -> set[str]:
+    """What there are values of."""
+    return {line.rpartition(" ")[0] for line in text.splitlines() if line[0] != "#"}
 
 
 def audited(system: Installed) -> set[str]:
