@@ -118,12 +118,16 @@ def _descriptors(stack: ExitStack, attempt: Attempt) -> tuple[int, int, int, int
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRoom:
-    """What a worker that listens has: blocks of ids for orders at once, and room on its disk."""
+    """What a worker that listens has: blocks of ids for orders at once, and room on its disk.
+
+    `bases` are the bytes of the older bases in that slot which has most of them.
+    """
 
     directory: str
     slots: int
     free: int
     size: int
+    bases: int = 0
 
 
 def room_of(path: Path, *, seconds: float) -> WorkerRoom | None:
@@ -138,11 +142,24 @@ def room_of(path: Path, *, seconds: float) -> WorkerRoom | None:
                 data += part
     try:
         told = jsonsafe.loads(data)
-        slots, free, size = (max(0, int(told[name])) for name in ("slots", "free", "size"))
+        names = ("slots", "free", "size", "bases")
+        slots, free, size, bases = (max(0, int(told[name])) for name in names)
         directory = model.printable(str(told["directory"])[:200])
     except (Fault, LookupError, TypeError, ValueError):
         return None
-    return WorkerRoom(directory=directory, slots=slots, free=free, size=size)
+    return WorkerRoom(directory=directory, slots=slots, free=free, size=size, bases=bases)
+
+
+def older_bases(directory: Path) -> int:
+    """Bytes of the older bases in that slot of a worker's directory which has most of them."""
+    found: dict[Path, int] = {}
+    for path in directory.glob("slot-*/bases/*/[!.]*/base.json"):
+        base, slot = path.parent, path.parents[3]
+        # It may be on its way out.
+        with suppress(FileNotFoundError):
+            if not base.is_symlink() and files.link_target(base.parent / "current") != base.name:
+                found[slot] = found.get(slot, 0) + int(files.read_json(path).get("size", 0))
+    return max(found.values(), default=0)
 
 
 class ChildEngine:

@@ -26,12 +26,12 @@ from invirtibuilder import (
     tally,
 )
 from invirtibuilder.apt.publickeys import expiries
-from invirtibuilder.engine import room_of
+from invirtibuilder.engine import older_bases, room_of
 from invirtibuilder.errors import Fault, Reason
 from invirtibuilder.hooks import Delivery
 from invirtibuilder.jobs import Jobs
 from invirtibuilder.pauses import Pause
-from invirtibuilder.settings import Pocket, Site
+from invirtibuilder.settings import Domain, Pocket, Site
 from invirtibuilder.stages.context import public_key
 from invirtibuilder.states import State
 
@@ -233,8 +233,11 @@ class _Looker:
             worker = Worker(domain=domain.name, jobs=domain.jobs, child=domain.socket is None)
             worker.busy = self.busy.get(domain.name) if self.health.up else None
             what = f"the worker of {domain.name}"
+            if worker.child:
+                bases = self.seen(what, functools.partial(older_bases, domain.directory)) or 0
+                self.bases_of(what, domain, bases)
             if domain.socket:
-                worker.answers = self.worker(what, domain.socket, worker)
+                worker.answers = self.worker(what, domain, domain.socket, worker)
                 if worker.answers is False:
                     unit = f"invirtibuilder-worker@{domain.name}.socket"
                     message = f"{what} does not answer at {domain.socket}"
@@ -247,7 +250,7 @@ class _Looker:
                     hint = START.format(f"invirtibuilder-{name}.socket")
                     self.trouble(f"{name}-down", f"the {name} does not answer at {path}", hint)
 
-    def worker(self, what: str, path: Path, worker: Worker) -> bool | None:
+    def worker(self, what: str, domain: Domain, path: Path, worker: Worker) -> bool | None:
         """Whether a worker answers, and what it has; None for who may not know."""
         try:
             room = room_of(path, seconds=SECONDS)
@@ -266,7 +269,16 @@ class _Looker:
                 message = f"{what} has blocks of ids for {room.slots} orders, not {worker.jobs}"
                 hint = "/usr/share/invirtibuilder/subordinate-ids ACCOUNT NUMBER, and restart it"
                 self.trouble("few-slots", message, hint)
+            self.bases_of(what, domain, room.bases)
         return True
+
+    def bases_of(self, what: str, domain: Domain, size: int) -> None:
+        """What is needed stays, so that somebody has to say when it is much."""
+        if size > domain.bases_size:
+            most = _gib(domain.bases_size)
+            message = f"{what} has {_gib(size)} of older bases in a slot; bases_size is {most}"
+            hint = "a larger `bases_size`, or a shorter `retention`: then gc, and the next base"
+            self.trouble("bases-large", message, hint)
 
     def disks(self) -> None:
         site, reserve = self.site, self.reserve

@@ -75,7 +75,7 @@ class Room:
     layers_size: int = LAYERS_SIZE  # bytes of layers that each of its slots keeps
     base: str = ""  # the digest of the base to take, where the worker still has it
     keep: tuple[str, ...] | None = None  # digests of older bases that are needed; None: unknown
-    bases_size: int = BASES_SIZE  # bytes of older bases that each of its slots keeps
+    bases_size: int = BASES_SIZE  # bytes of older bases in each of its slots that are no trouble
 
 
 @dataclass(frozen=True, kw_only=True)

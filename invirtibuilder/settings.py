@@ -59,7 +59,7 @@ class Domain:
     slots: range  # of a child: which blocks of the account's subordinate ids are its own
     cache_size: int = CACHE_SIZE  # bytes of downloads
     layers_size: int = LAYERS_SIZE  # bytes of layers in each slot
-    bases_size: int = BASES_SIZE  # bytes of older bases in each slot
+    bases_size: int = BASES_SIZE  # bytes of older bases in each slot that are no trouble
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from invirtibuilder import files, model
-from invirtibuilder.engine import GO, ROOM, receive_descriptors
+from invirtibuilder.engine import GO, ROOM, older_bases, receive_descriptors
 from invirtibuilder.errors import DISK_FULL, Blame, Cancelled, Fault, MachineFault, Reason
 from invirtibuilder.journal import ERROR, INFO, WARNING, Log, silent
 from invirtibuilder.order import Manifest, Order, ResultWriter, read_order
@@ -289,7 +289,7 @@ def _room(directory: Path, slots: Sequence[int]) -> bytes:
     usage = shutil.disk_usage(directory)
     number = len(blocks.slots(directory, slots))
     told = {"directory": str(directory), "slots": number, "free": usage.free, "size": usage.total}
-    return json.dumps(told).encode()
+    return json.dumps({**told, "bases": older_bases(directory)}).encode()
 
 
 def _serve(fds: list[int], directory: Path, slots: Sequence[int], log: Log) -> None:

@@ -65,7 +65,7 @@ class Workshop:
         try:
             base = None
             if room.base:
-                base = old_base(self._spec, room.base, *place, log=self.log_fd, say=self.stage)
+                base = old_base(room.base, *place, log=self.log_fd, say=self.stage)
             base = base or slot_base(
                 self._spec,
                 *place,

@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,8 @@ from invirtibuilder.model import iso, stamp, utcnow
 from invirtibuilder.run import run
 from invirtibuilder.sandbox import helper, sources
 from invirtibuilder.sandbox.contract import BUILD_ID, Bind, Command, Limits, Proxy
-from invirtibuilder.sandbox.ids import Ids, enter, finish, make_tree, remove_tree
+from invirtibuilder.sandbox.ids import Ids, enter, finish, make_tree, remove_tree, tree_size
+from invirtibuilder.sandbox.trees import copy_tree, digest_of
 from invirtibuilder.sandbox.userns import UserNamespace
 
 SECONDS = 1800.0
@@ -69,7 +71,7 @@ class Base:
 
     `root` is for builds. `tools` is an overlay layer over it, with what source export and
     inspection need: mount (tools, root). `digest` is the SHA-256 of root's content, times of
-    modification left out. `made` is an ISO 8601 time.
+    modification left out. `made` is an ISO 8601 time, `size` in bytes on disk.
     """
 
     directory: Path
@@ -77,6 +79,12 @@ class Base:
     tools: Path
     digest: str
     made: str
+    size: int = 0
+
+    @property
+    def key(self) -> str:
+        """Of the spec that it was made from."""
+        return self.directory.parent.name
 
 
 def make_base(
@@ -100,20 +108,32 @@ def make_base(
 
 def current(spec: BaseSpec, directory: Path) -> Base | None:
     """The newest complete base of this spec, if there is one."""
-    place = directory / spec.key / "current"
+    return _current(directory / spec.key)
+
+
+def _current(place: Path) -> Base | None:
+    name = files.link_target(place / "current")
     try:
-        return _read(place.parent / os.readlink(place))  # noqa: PTH115
+        return _read(place / name) if name else None
     except FileNotFoundError:
         return None
 
 
-def older(spec: BaseSpec, directory: Path) -> list[Base]:
-    """The complete bases of this spec that are not its current one, the newest first."""
-    place = directory / spec.key
-    kept = files.link_target(place / "current") if place.is_dir() else None
-    folders = (p.parent for p in place.glob("[!.]*/base.json") if not p.parent.is_symlink())
-    found = (_read(folder) for folder in folders if folder.name != kept)
+def all_of(place: Path) -> list[Base]:
+    """The complete bases of one spec, which are in `place`, the newest first."""
+    found = []
+    for path in place.glob("[!.]*/base.json"):
+        # One may be on its way out.
+        with suppress(FileNotFoundError):
+            if not path.parent.is_symlink():
+                found.append(_read(path.parent))
     return sorted(found, key=lambda base: base.made, reverse=True)
+
+
+def older(place: Path) -> list[Base]:
+    """Those that are not the current one."""
+    kept = files.link_target(place / "current")
+    return [base for base in all_of(place) if base.directory.name != kept]
 
 
 def _read(place: Path) -> Base:
@@ -124,6 +144,7 @@ def _read(place: Path) -> Base:
         tools=place / "tools" / "upper",
         digest=str(record["digest"]),
         made=str(record["made"]),
+        size=int(record.get("size", 0)),
     )
 
 
@@ -132,17 +153,16 @@ def _make(spec: BaseSpec, directory: Path, ids: Ids, log: int) -> Base:
         make_tree(ids, new / "root")
         _bootstrap(spec, new / "root", ids, log)
         _furnish(spec, new / "root", ids)
-        digest = _digest(new / "root", ids, log)
+        digest = digest_of(new / "root", ids, log)
         make_tree(ids, new / "tools")
         _install_tools(spec, new, ids, log)
         return digest, iso(utcnow())
 
-    return _placed(spec, directory, ids, fill)
+    return _placed(directory, asdict(spec), ids, fill)
 
 
 def copy_base(
     base: Base,
-    spec: BaseSpec,
     of: Ids,
     directory: Path,
     ids: Ids,
@@ -158,19 +178,20 @@ def copy_base(
     def fill(new: Path) -> tuple[str, str]:
         for name, source in (("root", base.root), ("tools", base.tools.parent)):
             make_tree(ids, new / name)
-            _copy_tree(source, of, new / name, ids, log)
-        if _digest(new / "root", ids, log) != base.digest:
+            copy_tree(source, of, new / name, ids, log)
+        if digest_of(new / "root", ids, log) != base.digest:
             raise RoomFault(f"the copy of {base.directory} is not the same", code="base")
         return base.digest, base.made
 
     directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory / f"{spec.key}.lock"):
-        return _placed(spec, directory / spec.key, ids, fill, as_current=as_current)
+    spec = read_json(base.directory / "base.json").get("spec")
+    with locked(directory / f"{base.key}.lock"):
+        return _placed(directory / base.key, spec, ids, fill, as_current=as_current)
 
 
 def _placed(
-    spec: BaseSpec,
     directory: Path,
+    spec: object,
     ids: Ids,
     fill: Callable[[Path], tuple[str, str]],
     *,
@@ -184,7 +205,9 @@ def _placed(
     new.mkdir()
     try:
         digest, made = fill(new)
-        write_json(new / "base.json", {"digest": digest, "made": made, "spec": asdict(spec)})
+        size = sum(tree_size(ids, new / tree) for tree in ("root", "tools"))
+        value = {"digest": digest, "made": made, "size": size, "spec": spec}
+        write_json(new / "base.json", value)
         # Its trees are not ours to open: the whole file system is synced (syncfs(2)).
         run(["sync", "--file-system", new])
         name = f"{stamp(datetime.fromisoformat(made))}-{digest[:16]}"
@@ -201,7 +224,7 @@ def _placed(
     link.unlink(missing_ok=True)
     link.symlink_to(name)
     link.rename(directory / "current")
-    base = current(spec, directory.parent)
+    base = _current(directory)
     if base is None:
         raise RoomFault(f"{directory / name} is gone")
     return base
@@ -210,15 +233,20 @@ def _placed(
 def remove_bases(
     place: Path, ids: Ids, *, current_too: bool = False, keep: Collection[Path] = ()
 ) -> None:
-    """Remove a spec's bases but its current one and those to `keep`; nobody may be using them."""
-    kept = None if current_too else files.link_target(place / "current")
+    """Remove a spec's bases but its current one and those to `keep`; nobody may be using them.
+
+    With `current_too` none is current any more.
+    """
+    if current_too:
+        (place / "current").unlink(missing_ok=True)
+    kept = files.link_target(place / "current")
     for base in place.iterdir():
         if base.is_dir() and not base.is_symlink() and base.name != kept and base not in keep:
             # Half removed it must not stand where the same base may be placed again.
             gone = place / f".new-{secrets.token_hex(4)}"
             base.rename(gone)
             _remove(ids, gone)
-    if current_too:
+    if current_too and not keep:
         files.remove_tree(place)
 
 
@@ -309,80 +337,6 @@ def _furnish(spec: BaseSpec, root: Path, ids: Ids) -> None:
         opened.append(os.open(root, os.O_RDONLY | os.O_DIRECTORY))
 
     finish(enter(ids, 0, body, as_caller=open_root), seconds=60)
-
-
-def _digest(root: Path, ids: Ids, log: int) -> str:
-    argv = [
-        "/usr/bin/tar",
-        *(
-            "--create",
-            f"--directory={helper.PLACE}/root",
-            "--sort=name",
-            "--mtime=@0",
-            "--numeric-owner",
-        ),
-        *("--format=posix", "--pax-option=delete=atime,delete=ctime", "--one-file-system"),
-        *("--xattrs", "--xattrs-include=security.capability", "--file=-", "."),
-    ]
-    reader, writer = os.pipe()
-    with open(reader, "rb") as stream:  # noqa: PTH123
-        try:
-            entered = helper.start(
-                ids,
-                argv,
-                directories={"root": root},
-                files={},
-                output=writer,
-                errors=log,
-                env={},
-            )
-        finally:
-            os.close(writer)
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if finish(entered, seconds=SECONDS) != 0:
-        raise RoomFault("the made base cannot be read", code="base")
-    return digest
-
-
-def _copy_tree(source: Path, of: Ids, target: Path, ids: Ids, log: int) -> None:
-    """A tree with all that tar knows of it: owners as the ids map them, modes, times, xattrs."""
-    kept = ("--numeric-owner", "--xattrs", "--xattrs-include=*", f"--directory={helper.PLACE}/it")
-    pack = ("/usr/bin/tar", "--create", "--format=posix", "--one-file-system", *kept, "--file=-")
-    unpack = ("/usr/bin/tar", "--extract", "--same-owner", "--same-permissions", *kept, "--file=-")
-    reader, writer = os.pipe()
-    with open(reader, "rb") as stream:  # noqa: PTH123
-        try:
-            packing = helper.start(
-                of,
-                [*pack, "."],
-                directories={"it": source},
-                files={},
-                output=writer,
-                errors=log,
-                env={},
-            )
-        finally:
-            # Before the other one starts: it would wait for the end of its own descriptor.
-            os.close(writer)
-        try:
-            unpacking = helper.start(
-                ids,
-                unpack,
-                directories={"it": target},
-                files={},
-                output=log,
-                errors=log,
-                env={},
-                stdin=stream.fileno(),
-            )
-            code = finish(unpacking, seconds=SECONDS)
-        except BaseException:
-            packing.kill()
-            raise
-    if code:
-        packing.kill()
-    if code or finish(packing, seconds=SECONDS):
-        raise RoomFault(f"{source} cannot be copied; tar's output is in the log", code="base")
 
 
 def _install_tools(spec: BaseSpec, new: Path, ids: Ids, log: int) -> None:

@@ -16,13 +16,14 @@ from invirtibuilder.order import BASES_SIZE
 from invirtibuilder.sandbox.base import (
     Base,
     BaseSpec,
+    all_of,
     copy_base,
     current,
     make_base,
     older,
     remove_bases,
 )
-from invirtibuilder.sandbox.ids import Ids, tree_size
+from invirtibuilder.sandbox.ids import Ids
 
 UNUSED = 60 * 24 * 3600.0
 """Seconds after which a base that nothing was built in is removed when another one is made."""
@@ -44,8 +45,9 @@ def slot_base(
 
     With `refresh` it is made anew; the other slots copy it when they need it. Several callers
     make, or refresh, it once. A new one replaces the slot's older ones, which its holder alone
-    could use, but those with a digest in `keep` (None: any) that no other slot has, as far as they
-    have room in `most` bytes. Raises RoomFault, MachineFault.
+    could use, but those with a digest in `keep` that no other slot has. With None, as nobody knows
+    yet which are needed, the newest stay that have room in `most` bytes. Raises RoomFault,
+    MachineFault.
     """
     # One that is another account's, and only read here, is that account's to remove.
     with suppress(FileNotFoundError, PermissionError):
@@ -63,18 +65,21 @@ def slot_base(
                 return own
             base, of = newest
             say(f"base: a copy of the one in {base.directory.relative_to(domain).parts[0]}")
-            made = copy_base(base, spec, of, slot / "bases", ids, log=log)
+            made = copy_base(base, of, slot / "bases", ids, log=log)
         else:
             say(f"base: mmdebstrap makes one of {spec.suite}, which takes a minute")
             made = make_base(spec, slot / "bases", ids, log=log, refresh=refresh)
-        kept = _kept(spec, domain, slot, ids, keep, most, say)
-        remove_bases(slot / "bases" / spec.key, ids, keep=kept)
-    _remove_unused(domain, slot / "bases", ids)
+        place = slot / "bases" / spec.key
+        remove_bases(place, ids, keep=_kept(place, domain, keep, most))
+    if keep is not None:
+        _remove_unused(domain, slot / "bases", ids, keep)
+    size = sum(base.size for place in _places(slot) for base in older(place))
+    if size > most:
+        say(f"base: older ones, which are needed, have {size} bytes; bases_size is {most}")
     return made
 
 
 def old_base(
-    spec: BaseSpec,
     digest: str,
     domain: Path,
     slot: Path,
@@ -83,65 +88,66 @@ def old_base(
     log: int,
     say: Callable[[str], None],
 ) -> Base | None:
-    """The base of this spec with this digest, be it an older one, in the directory `slot`.
+    """The base with this digest, of whatever spec, be it an older one, in the directory `slot`.
 
     A copy, when only another slot of `domain` has it; None when none has. Raises RoomFault.
     """
-    with locked(domain / f"base-{spec.key}.lock"):
-        for base in _all(spec, slot / "bases"):
-            if base.digest == digest:
-                return base
-        for number, of in enumerate(Ids.all_of_user(), 1):
-            for base in _all(spec, domain / f"slot-{number}" / "bases"):
-                if base.digest == digest:
+    for base in _with(digest, slot):
+        return base
+    for number, of in enumerate(Ids.all_of_user(), 1):
+        for base in _with(digest, domain / f"slot-{number}"):
+            with locked(domain / f"base-{base.key}.lock"):
+                if base in all_of(base.directory.parent):
                     say(f"base: a copy of the one of {base.made} in slot-{number}")
-                    into = slot / "bases"
-                    return copy_base(base, spec, of, into, ids, log=log, as_current=False)
+                    return copy_base(base, of, slot / "bases", ids, log=log, as_current=False)
     return None
 
 
-def _all(spec: BaseSpec, bases: Path) -> list[Base]:
-    now = current(spec, bases)
-    return [*([now] if now else []), *older(spec, bases)]
+def _places(slot: Path) -> list[Path]:
+    """Where a slot has the bases of each spec."""
+    return [path for path in sorted((slot / "bases").glob("[!.]*")) if path.is_dir()]
 
 
-def _kept(
-    spec: BaseSpec,
-    domain: Path,
-    slot: Path,
-    ids: Ids,
-    keep: Collection[str] | None,
-    most: int,
-    say: Callable[[str], None],
-) -> list[Path]:
-    """The slot's older bases that stay; what is needed and has no room is told."""
-    others = [other / "bases" for other in domain.glob("slot-*") if other != slot]
-    elsewhere = {base.digest for bases in others for base in _all(spec, bases)}
-    if now := current(spec, slot / "bases"):
-        elsewhere.add(now.digest)
+def _with(digest: str, slot: Path) -> Iterator[Base]:
+    return (base for p in _places(slot) for base in all_of(p) if base.digest == digest)
+
+
+def _kept(place: Path, domain: Path, keep: Collection[str] | None, most: int) -> list[Path]:
+    """Of a slot's bases of one spec, those besides the current one that stay."""
+    elsewhere = _elsewhere(place, domain)
+    elsewhere |= {base.digest for base in all_of(place)} - {base.digest for base in older(place)}
     found = []
     total = 0
-    for base in older(spec, slot / "bases"):
-        if base.digest in elsewhere or not (keep is None or base.digest in keep):
-            continue
-        elsewhere.add(base.digest)
-        total += sum(tree_size(ids, tree) for tree in (base.root, base.tools.parent))
-        if total <= most:
-            found.append(base.directory)
-        elif keep is not None:
-            say(
-                f"base: the one of {base.made} ({base.digest[:16]}) goes, which kept publications"
-                f" were exported in: older ones have more than bases_size, {most} bytes"
-            )
+    for base in older(place):
+        if base.digest not in elsewhere:
+            elsewhere.add(base.digest)
+            total += base.size
+            if total <= most if keep is None else base.digest in keep:
+                found.append(base.directory)
     return found
 
 
-def _remove_unused(domain: Path, bases: Path, ids: Ids) -> None:
-    """Remove what no pocket has asked for in a long time, but not while it is being copied."""
+def _elsewhere(place: Path, domain: Path) -> set[str]:
+    """The digests of the bases that other slots have of this spec."""
+    others = (path for path in domain.glob(f"slot-*/bases/{place.name}") if path != place)
+    return {base.digest for path in others for base in all_of(path)}
+
+
+def _remove_unused(domain: Path, bases: Path, ids: Ids, keep: Collection[str]) -> None:
+    """Remove what no pocket has asked for in a long time, but not while it is being copied.
+
+    A pocket's mirror may be another now, and its sources from before are needed all the same.
+    """
     for place in bases.iterdir():
-        if place.is_dir() and time.time() - place.stat().st_mtime > UNUSED:
+        if place.is_dir() and time.time() - (used := place.stat().st_mtime) > UNUSED:
             with suppress(Busy), locked(domain / f"base-{place.name}.lock", wait=False):
-                remove_bases(place, ids, current_too=True)
+                there = {base.digest: base.directory for base in all_of(place)}
+                needed = there.keys() & set(keep) - _elsewhere(place, domain)
+                stay = [there[digest] for digest in needed]
+                remove_bases(place, ids, current_too=True, keep=stay)
+                if stay:
+                    # So that it is looked at the next time, too.
+                    os.utime(place, (used, used))
 
 
 def _newest(spec: BaseSpec, domain: Path) -> tuple[Base, Ids] | None:

@@ -227,7 +227,7 @@ def short(tmp_path: Path) -> Iterator[Path]:
 
 def test_what_a_listener_has(tmp_path: Path) -> None:
     """Whatever somebody at the socket says, it is numbers and a line of text, or nothing."""
-    good = b'{"directory": "/d\\n", "slots": 2, "free": 5, "size": 9}'
+    good = b'{"directory": "/d\\n", "slots": 2, "free": 5, "size": 9, "bases": 7}'
     for said, slots in (
         (good, 2),
         *((bad, None) for bad in (b"", b"{", b"[]", b"started\n", good[:-1], b"x" * 100000)),
@@ -250,6 +250,6 @@ def test_what_a_listener_has(tmp_path: Path) -> None:
             thread.join()
         path.unlink()
         assert (room.slots if room else None) == slots, said[:80]
-        assert room is None or room.directory == "/d\\n"
+        assert room is None or (room.directory, room.bases) == ("/d\\n", 7)
     with pytest.raises(FileNotFoundError):
         room_of(path, seconds=1)

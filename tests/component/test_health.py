@@ -188,6 +188,17 @@ def old_base(place: Place) -> None:
     state.write_text(state.read_text().replace(job.status.since, LONG_AGO))
 
 
+def many_bases(place: Place) -> None:
+    socket = " trusted: {socket: run/worker.sock}"
+    place.edit(socket, " trusted: {directory: work, bases_size: 2K}")
+    for slot, name, size in ((1, "a", 1500), (1, "b", 1500), (1, "c", 5000), (2, "d", 500)):
+        folder = place.directory / f"work/slot-{slot}/bases/key/{name}"
+        folder.mkdir(parents=True)
+        (folder / "base.json").write_text(json.dumps({"size": size}))
+    # What is in use is none of the older ones.
+    (place.directory / "work/slot-1/bases/key/current").symlink_to("c")
+
+
 def failing_hook(place: Place) -> None:
     place.hook("echo no; exit 1")
     events = place.context.events
@@ -227,6 +238,7 @@ TROUBLES: dict[str, tuple[Callable[[Place], None], set[str]]] = {
     "a full disk": (full, {"disk-low"}),
     "a key": (expiring, {"key-expires"}),
     "a base": (old_base, {"base-old"}),
+    "older bases": (many_bases, {"bases-large"}),
     "a hook": (failing_hook, {"hook-failing"}),
     "the notifier": (silent_notifier, {"notifier-down"}),
     "the signer": (silent_signer, {"signer-down"}),
@@ -269,20 +281,23 @@ def test_an_older_daemon_and_an_older_table(up: Up) -> None:
     health(place, 0)
 
 
-def test_a_worker_with_fewer_blocks_of_ids_than_orders(own: Place) -> None:
+def test_a_worker_with_fewer_blocks_of_ids_than_orders_and_many_bases(own: Place) -> None:
     """A real one, which says so itself."""
     socket = "trusted: {socket: run/worker.sock"
-    own.edit(f"{socket}}}", f"{socket}, jobs: 2}}")
+    own.edit(f" {socket}}}", f" {socket}, jobs: 2, bases_size: 1K}}")
     path = own.directory / "run/worker.sock"
     # A place that the account of the ids may pass to, unlike the site's.
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         Path(folder).chmod(0o711)
+        base = Path(folder, "work/slot-1/bases/key/name/base.json")
+        base.parent.mkdir(parents=True)
+        base.write_text('{"size": 2048}')
         argv = [sys.executable, "-m", "invirtibuilder", "worker", "--listen", str(path)]
         argv += ["--directory", f"{folder}/work", "--slots", "1"]
         with started_group(argv, cwd=ROOT) as worker:
             until(lambda: listens(path) or worker.poll() is not None)
             found = [t for t in health(own)["troubles"] if t["code"] != "daemon-down"]
-    assert [trouble["code"] for trouble in found] == ["few-slots", "few-slots"]  # of both domains
+    assert [trouble["code"] for trouble in found] == ["few-slots", "bases-large"]
     assert "blocks of ids for 1 orders, not 2" in found[0]["message"]
 
 

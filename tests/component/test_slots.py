@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from invirtibuilder.engine import older_bases
 from invirtibuilder.errors import Cancelled, MachineFault, RoomFault
 from invirtibuilder.files import locked, write_json
 from invirtibuilder.order import BASES_SIZE
@@ -19,9 +21,10 @@ from invirtibuilder.sandbox import helper, slotbase
 from invirtibuilder.sandbox import ids as subordinate
 from invirtibuilder.sandbox.base import Base, BaseSpec
 from invirtibuilder.sandbox.check import self_check
-from invirtibuilder.sandbox.ids import COUNT, Ids, finish, make_tree, tree_size
+from invirtibuilder.sandbox.ids import COUNT, Ids, finish, make_tree
 from invirtibuilder.sandbox.slotbase import old_base, slot_base
 from invirtibuilder.sandbox.slots import Slot, slots, taken
+from invirtibuilder.sandbox.trees import digest_of
 from tests.support.base import remove_bases
 
 SPEC = BaseSpec(suite="tiny", architecture="amd64", sources="none")
@@ -81,20 +84,20 @@ def log(tmp_path: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def tiny(slot: Slot, made: str, log: int, content: int = 0) -> Base:
+def tiny(slot: Slot, made: str, log: int, content: int = 0, spec: BaseSpec = SPEC) -> Base:
     """A base as if mmdebstrap had made it."""
-    place = slot.directory / "bases" / SPEC.key / made[:10]
+    place = slot.directory / "bases" / spec.key / made[:10]
     place.mkdir(parents=True)
     for name in ("root", "tools"):
         make_tree(slot.ids, place / name)
     inside(slot.ids, place / "root", f"{CONTENT}\necho {content} >number")
     inside(slot.ids, place / "tools", "mkdir /tmp/it/upper; mknod /tmp/it/upper/gone c 0 0")
-    digest = bases._digest(place / "root", slot.ids, log)
-    write_json(place / "base.json", {"digest": digest, "made": made})
+    digest = digest_of(place / "root", slot.ids, log)
+    write_json(place / "base.json", {"digest": digest, "made": made, "size": 1000})
     link = place.parent / "current"
     link.unlink(missing_ok=True)
     link.symlink_to(place.name)
-    found = bases.current(SPEC, slot.directory / "bases")
+    found = bases.current(spec, slot.directory / "bases")
     assert found
     return found
 
@@ -125,7 +128,7 @@ def of_slot(
 
 def wanted(domain: Path, number: int, log: int, digest: str) -> Base | None:
     (slot,) = slots(domain, [number])
-    return old_base(SPEC, digest, domain, slot.directory, slot.ids, log=log, say=lambda _: None)
+    return old_base(digest, domain, slot.directory, slot.ids, log=log, say=lambda _: None)
 
 
 class TestBlocks:
@@ -259,7 +262,7 @@ class TestBases:
         base = wanted(domain, 1, log, old[0].digest)
         assert base
         assert base.directory.parent == one.directory / "bases" / SPEC.key
-        assert bases._digest(base.root, one.ids, log) == old[0].digest
+        assert digest_of(base.root, one.ids, log) == old[0].digest
         assert of_slot(domain, 1, log, said) == new
         assert wanted(domain, 1, log, old[0].digest) == base
         assert wanted(domain, 1, log, old[1].digest) is None
@@ -272,25 +275,47 @@ class TestBases:
         assert tiny(two, "2026-01-01T00:00:00.000Z", log, 1).digest == kept.digest
         tiny(one, "2026-01-02T00:00:00.000Z", log, 2)
         of_slot(domain, 2, log, [], keep=[kept.digest])
-        older = [bases.older(SPEC, slot.directory / "bases") for slot in (one, two)]
+        older = [bases.older(slot.directory / "bases" / SPEC.key) for slot in (one, two)]
         assert [[base.digest for base in each] for each in older] == [[kept.digest], []]
 
     @pytest.mark.parametrize("known", [True, False])
-    def test_those_without_room_go_and_that_is_said(
-        self, domain: Path, log: int, known: bool
-    ) -> None:
+    def test_what_is_needed_has_room(self, domain: Path, log: int, known: bool) -> None:
+        """While nobody knows what is needed the oldest go; else it is said that they are many."""
         one, two = slots(domain, [1, 2])
         old = [tiny(two, f"2026-01-0{n}T00:00:00.000Z", log, n) for n in (1, 2)]
         new = tiny(one, "2026-01-03T00:00:00.000Z", log, 3)
-        size = sum(tree_size(two.ids, tree) for tree in (old[0].root, old[0].tools.parent))
         said: list[str] = []
         keep = [base.digest for base in old] if known else None
-        made = of_slot(domain, 2, log, said, keep=keep, most=size + size // 2)
+        made = of_slot(domain, 2, log, said, keep=keep, most=1500)
         assert made.digest == new.digest
-        assert [base.directory.exists() for base in old] == [False, True]
-        told = [text for text in said if f"({old[0].digest[:16]}) goes, which kept" in text]
-        assert len(told) == known
-        assert all("bases_size" in text for text in told)
+        assert [base.directory.exists() for base in old] == [known, True]
+        told = "base: older ones, which are needed, have 2000 bytes; bases_size is 1500"
+        assert said[1:] == ([told] if known else [])
+        assert older_bases(domain) == (2000 if known else 1000)
+
+    def test_what_is_needed_outlives_its_spec(self, domain: Path, log: int) -> None:
+        """As when a pocket has another mirror."""
+        one, two = slots(domain, [1, 2])
+        before = dataclasses.replace(SPEC, sources="before")
+        other, needed = (tiny(two, f"2025-01-0{n}T00:00:00.000Z", log, n, before) for n in (1, 2))
+        place = needed.directory.parent
+        os.utime(place, (1e9, 1e9))
+        tiny(one, "2026-01-01T00:00:00.000Z", log, 3)
+        of_slot(domain, 2, log, [], keep=None)
+        assert other.directory.exists(), "nobody knows"
+        tiny(one, "2026-01-02T00:00:00.000Z", log, 4)
+        of_slot(domain, 2, log, [], keep=[needed.digest])
+        assert [path.name for path in place.iterdir()] == [needed.directory.name]
+        assert wanted(domain, 2, log, needed.digest) == needed
+        copy = wanted(domain, 1, log, needed.digest)
+        assert copy
+        assert copy.directory == one.directory / "bases" / before.key / copy.directory.name
+        assert digest_of(copy.root, one.ids, log) == needed.digest
+        # Another slot has it now; and it is looked at with each new base.
+        tiny(one, "2026-01-03T00:00:00.000Z", log, 5)
+        of_slot(domain, 2, log, [], keep=[needed.digest])
+        assert not place.exists()
+        assert older_bases(domain) == copy.size + 2000 > 2000
 
     def test_one_that_nothing_is_built_in_goes_in_the_end(self, domain: Path, log: int) -> None:
         one, two = slots(domain, [1, 2])

@@ -15,6 +15,7 @@ from tests.support.repository import modules, tree
 
 # Codes that more than one module gives, and what they mean there.
 SHARED = {
+    "base": "a base cannot be made, read or copied",
     "no-pocket": "a pocket that is not configured",
     "set-aside": "a request that the daemon did not take up, with its reason",
     "no-repository": "no git repository at that path",
