@@ -62,6 +62,14 @@ MAX_NAMES = 1000
 FIELDS = frozenset({"v", "id", "action", "args", "principal", "via", "addr", "time"})
 
 
+def downgrade(pocket: str) -> str:
+    """What a rollback means for clients, for who asked for one and who is told of it."""
+    return (
+        "APT replaces what clients have installed by a lower version only with the preferences that"
+        f" `sources {pocket} --downgrade` prints (Pin-Priority 1001), or with --allow-downgrades"
+    )
+
+
 def new(
     action: str,
     args: Sequence[str],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from invirtibuilder import entries
 from invirtibuilder.cli.arguments import add_promotion, add_rollback, promotion_words
 from invirtibuilder.cli.command import Command, load_site, me, say, show
 from invirtibuilder.cli.follow import follow
@@ -35,12 +36,11 @@ class Rollback(Command):
         parser.add_argument("--wait", action="store_true", help=WAIT)
 
     def run(self, args: argparse.Namespace) -> int:
-        code = _queue(args, "rollback", [args.pocket, args.when, *args.package])
-        say(f"clients go back to lower versions with `sources {args.pocket} --downgrade`")
-        return code
+        note = entries.downgrade(args.pocket)
+        return _queue(args, "rollback", [args.pocket, args.when, *args.package], note)
 
 
-def _queue(args: argparse.Namespace, action: str, words: Sequence[str]) -> int:
+def _queue(args: argparse.Namespace, action: str, words: Sequence[str], note: str = "") -> int:
     site = load_site(args)
     request = Request.new(action, words, principal=me(), via="local")
     answer = door.submit(site.queue, site.socket, request.as_json())
@@ -49,6 +49,8 @@ def _queue(args: argparse.Namespace, action: str, words: Sequence[str]) -> int:
     else:
         for each in answer["packages"]:
             say(f"accepted: {each['package']}: {each['how']}{door.held(answer)}")
+    if note:
+        say(note)
     value = {"job": request.id, "checked": answer is not None}
     show(args, {**value, "packages": answer["packages"] if answer else None}, request.id)
     return follow(site, request.id) if args.wait else 0

@@ -73,6 +73,8 @@ def _act(call: Call, action: str, args: Sequence[str], right: str) -> int:
     else:
         for each in answer["packages"]:
             say(f"accepted: {each['package']}: {each['how']}{daemon.held(answer)}")
+    if action == "rollback":
+        say(entries.downgrade(args[0]))
     return Exit.OK
 
 
@@ -183,8 +185,8 @@ def _acl(call: Call, args: Sequence[str]) -> int:
 
 
 def _sources(call: Call, args: Sequence[str]) -> int:
-    """POCKET, POCKET at X, POCKET preferences, POCKET downgrade."""
-    which = args[1] if len(args) > 1 else "sources"
+    """POCKET, POCKET at X, POCKET preferences, POCKET downgrade; also as the site's options."""
+    which = args[1].removeprefix("--") if len(args) > 1 else "sources"
     if which not in SOURCES or len(args) != (3 if which == "at" else 1 + (len(args) > 1)):
         raise UsageFault("usage: sources POCKET [preferences | downgrade | at COMMIT|DATE]")
     call.table.require(call.principal, args[0])
@@ -279,7 +281,7 @@ VERBS = {
         "POCKET COMMIT|DATE [PACKAGE...]",
         "put a pocket, or packages of it, back to what they were; prints the job's id",
         "COMMIT is one of the superproject, DATE is in UTC. It is a new publication; clients go\n"
-        f"back to lower versions with what `sources POCKET downgrade` prints.\n{KEEP}",
+        f"back to lower versions with what `sources POCKET --downgrade` prints.\n{KEEP}",
     ),
     "check": Verb(_check, "POCKET PACKAGE COMMIT", "say whether a submission would be admitted"),
     "status": Verb(_status, "[JOB]", "show a job, or the latest ones"),

@@ -10,6 +10,7 @@ from invirtibuilder import entries, model
 from invirtibuilder.errors import Reason
 from invirtibuilder.jobs import Job, bounded
 from invirtibuilder.stages.context import Context
+from invirtibuilder.states import State
 
 TAIL = 16 << 10
 
@@ -24,6 +25,7 @@ def payload(
     log_tail: str = "",
 ) -> dict[str, Any]:
     """The event's content, as hooks.d/README.rst describes it."""
+    back = job.request.action == "rollback" and state == State.PUBLISHED
     admitted = job.fact("admit") or {}
     published = job.fact("publish") or {}
     return {
@@ -43,6 +45,7 @@ def payload(
         "version": admitted.get("version", ""),
         "blame": blame,
         "why": [reason.as_json() for reason in bounded(reasons)],
+        "note": entries.downgrade(job.pocket) if back else "",
         "log_tail": log_tail,
         "publication": published.get("publication"),
         "superproject_commit": published.get("superproject_commit", ""),

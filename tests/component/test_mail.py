@@ -218,6 +218,13 @@ def test_the_mails_of_a_job_are_a_thread_and_a_retry_is_the_same_mail(server: Se
     assert again.as_bytes() == published.as_bytes()
 
 
+def test_what_a_rollback_means_for_clients_is_said(server: Server) -> None:
+    note = "APT replaces what clients have installed only with these preferences. " * 3
+    assert call("mail", event("published", action="rollback", note=note), server.env).code == 0
+    (mail,) = server.mails
+    assert f"\nNote:       {note}\n" in text_of(mail)
+
+
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
 @pytest.mark.parametrize("way", ["smtp", "sendmail"])
 def test_a_hostile_value_stays_where_it_belongs(
@@ -233,6 +240,7 @@ def test_a_hostile_value_stays_where_it_belongs(
         "time",
         "stage",
         "site",
+        "note",
     )
     told = event("failed", **dict.fromkeys(names, hostile), blame={"x": hostile})
     told["why"] = [{"code": hostile, "message": hostile, "hint": hostile}, hostile, None, [hostile]]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from invirtibuilder.errors import Exit
 from invirtibuilder.model import JOB
+from invirtibuilder.run import run
 from tests.support import packages
 from tests.support import place as places
 from tests.support.doors import ALICE, CAROL, Door, installed, prepare
 from tests.support.kdc import Realm, remctld
-from tests.support.place import Place, until
+from tests.support.place import ROOT, Place, until
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,12 @@ def site(realm: Realm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doo
         with place.daemon(), remctld(realm, conf, log) as port:
             until((place.directory / "run/door.json").exists)
             yield Door(place=place, worker=worker, realm=realm, port=port, log=log, repo=repo)
+
+
+LOWER = (
+    b"\nAPT replaces what clients have installed by a lower version only with the preferences that"
+    b" `sources staging --downgrade` prints (Pin-Priority 1001), or with --allow-downgrades\n"
+)
 
 
 def version(place: Place, pocket: str) -> str:
@@ -63,6 +71,7 @@ def test_up_and_back(site: Door) -> None:
     place.push(second)
     done = place.cli("submit", "staging", "greet", "main", "--wait")
     assert done.code == 0, done.err
+    higher = place.context.superproject.tip("staging") or ""
     # Through remctl, and built by the daemon on the way.
     built = site.call("alice", "submit", "dev", "greet", "main")
     assert place.ended(built.text).status.state == "published"
@@ -80,9 +89,24 @@ def test_up_and_back(site: Door) -> None:
     done = site.call("carol", "rollback", "staging", first[:10])
     assert done.code == 0, done.err
     assert b"accepted: greet: 1.1 becomes 1.0" in done.err
+    assert LOWER in done.err
     assert place.ended(done.text).status.state == "published"
     assert version(place, "staging") == "1.0"
     assert site.call("carol", "status", done.text).code == 0
+    # What it names is there for whoever was told so.
+    told = site.call("carol", "sources", "staging", "--downgrade")
+    assert "Pin-Priority: 1001" in told.text
+    # From another machine, and at the site; it is told before anybody waits.
+    remote = ("remote", "--port", str(site.port), "localhost", "rollback", "staging", higher)
+    argv = [sys.executable, "-m", "invirtibuilder", *remote, "--wait"]
+    done = run(argv, cwd=ROOT, env=site.realm.of("carol"), check=False)
+    assert done.code == 0, done.err
+    assert LOWER in done.err
+    assert version(place, "staging") == "1.1"
+    done = place.cli("rollback", "staging", first, "--wait")
+    assert done.code == 0, done.err
+    assert done.err.index(LOWER) < done.err.index(b"published")
+    assert version(place, "staging") == "1.0"
     # Pins, tags, records, files and publications are one, all the same.
     checked = place.cli("fsck")
     assert checked.code == 0, (checked.text, checked.err)

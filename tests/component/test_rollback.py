@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,10 @@ def test_a_pocket_goes_back_whole(line: Line, apt: AptClient) -> None:
     assert (apt.candidate("alpha"), apt.candidate("beta")) == ("1.0", "")
     events = [p.name for p in sorted((line.site.events / job.id).glob("*-*.json"))]
     assert [name[3:-5] for name in events] == ["submitted", "started", "published"]
+    notes = [json.loads((line.site.events / job.id / name).read_text())["note"] for name in events]
+    assert notes[:2] == ["", ""]
+    assert "by a lower version only with" in notes[2]
+    assert "`sources staging --downgrade` prints (Pin-Priority 1001)" in notes[2]
 
 
 @pytest.mark.parametrize("lost", ["", "buildinfo", "jobs"])
