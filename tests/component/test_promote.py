@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -280,21 +281,72 @@ def test_what_is_rebuilt_and_what_moves_come_together(line: Line) -> None:
     assert part.need("publish")["superproject_commit"] == tip
 
 
-def mixed(line: Line) -> tuple[Job, Job]:
-    """A promotion of one package that moves and one that is rebuilt, and the rebuild."""
-    allowed(line, "prod")
+def changed(line: Line, pocket: str, **settings: Any) -> None:
     pockets: Any = line.site.pockets
-    # One that the files of staging cannot go to, as its base is another.
-    pockets["prod"] = dataclasses.replace(pockets["prod"], options=("nocheck",))
+    pockets[pocket] = dataclasses.replace(pockets[pocket], **settings)
+
+
+def mixed(line: Line) -> tuple[Job, Job]:
+    """A promotion of alpha, which moves, and beta, which is rebuilt; and the rebuild."""
+    allowed(line, "dev", "prod")
+    # One whose builds prod takes; what comes to be there has staging's version or dev's own.
+    changed(line, "dev", domain=line.site.pockets["prod"].domain)
     published(line, "alpha")
-    whole = promotion(line, "staging", "prod", "alpha")
+    moved = line.run(promotion(line, "staging", "dev", "alpha"))
+    assert moved.status.state == State.PUBLISHED, moved.status
+    published(line, "beta", pocket="dev")
+    whole = promotion(line, "dev", "prod", "alpha", "beta")
     line.run(whole)
+    assert whole.status.state == State.WAITING, whole.status
+    (part,) = promote.parts_of(line.context, whole)
+    return whole, part
+
+
+def test_what_moves_and_what_is_rebuilt_is_one_publication(line: Line) -> None:
+    whole, part = mixed(line)
+    journal = (whole.directory / "journal").read_text()
+    assert "alpha: 1.0 moves" in journal
+    assert re.search(r"beta: 1\.0\S+ is rebuilt as 1\.0: its version is dev's own", journal)
+    line.run(part)
+    assert line.context.superproject.tip("prod") is None
+    line.run(whole)
+    line.run(part)
+    assert [str(job.status.state) for job in (whole, part)] == ["published"] * 2
+    assert versions(line, "prod") == {"alpha": "1.0", "beta": "1.0"}
+    publications = line.context.archive(line.site.pockets["prod"]).publications
+    assert publications.numbers() == [1, 2]
+    assert [job.need("publish")["publication"] for job in (whole, part)] == [2, 2]
+    superproject = line.context.superproject
+    assert publications.commit(2) == superproject.tip("prod")
+    assert len(superproject.history("prod")) == 2
+    # The very files of the one, and of the other what its rebuild has made.
+    here = pool(line, "prod")
+    moved = {name: sha256 for name, sha256 in here.items() if name.startswith("alpha")}
+    assert len(moved) == 3
+    assert moved.items() <= pool(line, "staging").items()
+    made = {file["name"]: file["sha256"] for file in part.need("build")["files"]}
+    assert here["beta_1.0_all.deb"] == made["beta_1.0_all.deb"]
+    records = superproject.records("prod")
+    assert records["beta"]["built"] == part.id
+    assert {record["promoted_from"] for record in records.values()} == {"dev"}
+    everywhere = list(line.site.pockets.values())
+    report = check.check(line.context, everywhere, level="b", full=True, mend=False)
+    assert not report.drift, report.findings
+
+
+def rebuilt(line: Line) -> tuple[Job, Job]:
+    """A promotion of alpha, which is rebuilt, and the rebuild."""
+    allowed(line, "prod")
+    # One that the files of staging cannot go to, as its base is another.
+    changed(line, "prod", options=("nocheck",))
+    published(line, "alpha")
+    whole = line.run(promotion(line, "staging", "prod", "alpha"))
     (part,) = promote.parts_of(line.context, whole)
     return whole, part
 
 
 def test_a_base_that_differs_is_said(line: Line) -> None:
-    whole, part = mixed(line)
+    whole, part = rebuilt(line)
     assert "1.0 is rebuilt as 1.0: the pockets differ in build_options" in (
         (whole.directory / "journal").read_text()
     )
@@ -314,12 +366,15 @@ def test_when_a_part_ends_nothing_is_published(line: Line, how: str) -> None:
     assert whole.status.state == State.FAILED
     assert whole.status.reasons[0]["code"] == "part-failed"
     assert part.id in whole.status.reasons[0]["message"]
+    # What could have moved has not, either.
     assert line.context.superproject.tip("prod") is None
+    assert not pool(line, "prod")
+    assert line.context.archive(line.site.pockets["prod"]).publications.numbers() == [1]
 
 
 @pytest.mark.parametrize("built", [False, True])
 def test_a_cancelled_promotion_ends_its_parts(line: Line, built: bool) -> None:
-    whole, part = mixed(line)
+    whole, part = rebuilt(line)
     if built:
         line.run(part)
     whole.ask_cancel(ME)
@@ -331,7 +386,7 @@ def test_a_cancelled_promotion_ends_its_parts(line: Line, built: bool) -> None:
 
 
 def test_a_promotion_that_is_cut_off_makes_its_parts_once(line: Line) -> None:
-    whole, part = mixed(line)
+    whole, part = rebuilt(line)
     line.run(whole)
     line.run(whole)
     assert [j.id for j in promote.parts_of(line.context, whole)] == [part.id]
@@ -339,10 +394,9 @@ def test_a_promotion_that_is_cut_off_makes_its_parts_once(line: Line) -> None:
 
 
 def test_a_pocket_that_moved_on_meanwhile(line: Line) -> None:
-    whole, part = mixed(line)
+    whole, part = rebuilt(line)
     line.run(part)
-    work = line.work["alpha"]
-    other = line.job("prod", "alpha", work.head)
+    other = line.job("prod", "alpha", line.work["alpha"].head)
     assert line.run(other).status.state == State.PUBLISHED, other.status
     line.run(whole)
     assert whole.status.state == State.REFUSED
