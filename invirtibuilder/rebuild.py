@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from invirtibuilder import files, hosting, model
-from invirtibuilder.apt.exchange import Exchange
 from invirtibuilder.errors import Fault
 from invirtibuilder.fsck import content, indices
 from invirtibuilder.fsck.findings import Memory
 from invirtibuilder.jobs import Job, Status
 from invirtibuilder.settings import Pocket
 from invirtibuilder.spool import Request
-from invirtibuilder.stages import again, transaction, uploads
+from invirtibuilder.stages import again, database, transaction, uploads
 from invirtibuilder.stages.context import Archive, Context
 from invirtibuilder.states import State
 from invirtibuilder.superproject import Commit
@@ -219,9 +217,6 @@ def _archive(context: Context, pocket: Pocket) -> Iterator[str]:
                 archive.publications.switch(shown)
                 yield f"{pocket.name}: clients see publication {shown}"
             return
-        if not fits:
-            files.remove_tree(archive.reprepro.private / "db")
-            (archive.reprepro.private / "db").mkdir(mode=0o700)
         number = _published_anew(context, pocket, state, archive, lock_fd, fill=not fits)
         if not fits:
             yield f"{pocket.name}: reprepro's database with {len(state.records)} sources"
@@ -265,7 +260,7 @@ def _published_anew(
     reprepro.begin()
     try:
         if fill:
-            _filled(context, pocket, state, archive, lock_fd)
+            database.filled(context, pocket, archive, lock_fd=lock_fd)
         reprepro.export(lock_fd=lock_fd)
         recorded = int(last.trailers["Publication"]) if last else 1
         number = max([recorded, *(n + 1 for n in publications.numbers())])
@@ -285,17 +280,3 @@ def _published_anew(
     publications.switch(number)
     reprepro.commit()
     return number
-
-
-def _filled(
-    context: Context, pocket: Pocket, state: content.State, archive: Archive, lock_fd: int
-) -> None:
-    sources = {package: record["binaries"] for package, record in state.records.items()}
-    exchange = Exchange(archive.reprepro, sources, lock_fd=lock_fd)
-    with tempfile.TemporaryDirectory(prefix=".rebuild.", dir=context.site.jobs) as name:
-        for package, record in sorted(state.records.items()):
-            upload = uploads.kept_upload(context, pocket, record)
-            date = datetime.fromisoformat(str(record["published"]))
-            changes = uploads.gathered(upload, Path(name, package), pocket.codename, date)
-            exchange.add(changes, package, upload.version)
-        exchange.prove()

@@ -117,7 +117,8 @@ class Exchange:
             if (entry.source, entry.source_version) not in expected:
                 raise MachineFault(
                     f"{self._archive.root.name}: reprepro did not remove"
-                    f" {entry.package} {entry.version} of {entry.source}"
+                    f" {entry.package} {entry.version} of {entry.source}",
+                    code="reprepro-failed",
                 )
         folders = {parent for path in paths for parent in path.parents}
         files.sync_all([*paths, *(f for f in folders if f.is_relative_to(self._archive.root))])

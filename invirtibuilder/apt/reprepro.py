@@ -8,8 +8,9 @@ is looked up afterwards. Nothing here is seen by clients; `publications` makes t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from debian.deb822 import Deb822
@@ -63,6 +64,11 @@ class Entry:
     filename: str  # relative to the pocket's directory: pool/...; of a source its .dsc
     sha256: str  # empty for a source
 
+    @property
+    def file(self) -> str:
+        """The file's name without its directory."""
+        return self.filename.rpartition("/")[2]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reprepro:
@@ -81,6 +87,7 @@ class Reprepro:
     suite: str
     description: str
     timeout: float = TIMEOUT
+    trial: bool = False  # the copy that `tried` gives
 
     @property
     def private(self) -> Path:
@@ -93,8 +100,16 @@ class Reprepro:
         return self.private / ".lock"
 
     @property
+    def _work(self) -> Path:
+        return self.private / "trial" if self.trial else self.private
+
+    @property
     def _db(self) -> Path:
-        return self.private / "db"
+        return self._work / "db"
+
+    @property
+    def _dists(self) -> Path:
+        return self._work / "dists"
 
     @property
     def _saved(self) -> Path:
@@ -169,15 +184,38 @@ class Reprepro:
         if self.is_open():
             raise MachineFault(f"{self.root.name}: an archive transaction is open")
         self._sweep()
-        (self._db / "lockfile").unlink(missing_ok=True)
         copy = self.private / "db.txn.tmp"
-        copy.mkdir()
-        for path in self._db.iterdir():
-            # Not copytree: its error does not say that the disk is full.
-            shutil.copyfile(path, copy / path.name)
+        self._copy(copy)
         files.sync_tree(copy)
         copy.rename(self._saved)
         files.sync_directory(self.private)
+
+    def _copy(self, target: Path) -> None:
+        (self._db / "lockfile").unlink(missing_ok=True)
+        target.mkdir()
+        for path in self._db.iterdir() if self._db.is_dir() else ():
+            # Not copytree: its error does not say that the disk is full.
+            shutil.copyfile(path, target / path.name)
+
+    def empty(self) -> None:
+        """Forget everything, damaged or not. In a transaction."""
+        if not self.is_open():
+            raise MachineFault(f"{self.root.name}: no archive transaction is open")
+        files.remove_tree(self._db)
+        self._db.mkdir(mode=0o700)
+
+    @contextmanager
+    def tried(self) -> Iterator[Reprepro]:
+        """A copy, for calls that would change the database or that a damaged one may not bear."""
+        copy = replace(self, trial=True)
+        files.remove_tree(copy._work)
+        copy._work.mkdir(mode=0o700)
+        try:
+            copy._dists.mkdir()
+            self._copy(copy._db)
+            yield copy
+        finally:
+            files.remove_tree(copy._work)
 
     def commit(self) -> None:
         """Keep what the transaction did; no error when none is open."""
@@ -208,7 +246,7 @@ class Reprepro:
         self._sweep()
 
     def _sweep(self) -> None:
-        for name in ("db.txn.tmp", "db.txn.done", "db.old"):
+        for name in ("db.txn.tmp", "db.txn.done", "db.old", "trial"):
             files.remove_tree(self.private / name)
 
     # What a transaction does.
@@ -217,6 +255,13 @@ class Reprepro:
         """The pool's files that the present content has."""
         lines = self.call("dumpreferences", lock_fd=lock_fd).text.splitlines()
         return {line.rpartition(" ")[2] for line in lines}
+
+    def checksums(self, *, lock_fd: int) -> dict[str, str]:
+        """The SHA-256 of each of the pool's files that the database knows."""
+        listed = self.call("_listchecksums", lock_fd=lock_fd).text.splitlines()
+        lines = (line.split() for line in listed)
+        # path :1:SHA-1 :2:SHA-256 MD5 size
+        return {path: word[3:] for path, *words in lines for word in words if word[:3] == ":2:"}
 
     def forget(self, files_: Sequence[str], *, lock_fd: int) -> None:
         """Have the database no longer know of files (`pool/...`) that nothing refers to.
@@ -240,9 +285,10 @@ class Reprepro:
         so a publication after that needs an export first.
         """
         self.call("export", self.codename, lock_fd=lock_fd)
-        if not (self.private / "dists" / self.codename / "Release").is_file():
+        if not (self._dists / self.codename / "Release").is_file():
             raise MachineFault(f"{self.root.name}: reprepro exported nothing")
-        files.sync_tree(self._db)
+        if not self.trial:
+            files.sync_tree(self._db)
 
     def listing(self, *, lock_fd: int, where: str = "") -> list[Entry]:
         """The present content, one entry for each package and index.
@@ -256,7 +302,8 @@ class Reprepro:
     def _entry(self, line: str) -> Entry:
         fields = line.split("\t")
         if len(fields) != 8:
-            raise MachineFault(f"{self.root.name}: reprepro lists {model.printable(line)[:200]!r}")
+            message = f"{self.root.name}: reprepro lists {model.printable(line)[:200]!r}"
+            raise MachineFault(message, code="reprepro-failed")
         package, version, architecture, component, source, source_version, path, sha256 = fields
         # reprepro joins its base, not its output directory, to the name in the pool.
         filename = path.removeprefix(f"{self.private}/")
@@ -281,7 +328,7 @@ class Reprepro:
         found = (shutil.which(name, path=CLEAN["PATH"]) for name in (*PROGRAMS, *UNPACKERS))
         return Confinement(
             read=(self.private / "conf", *(Path(a).parent for a in args if a.endswith(".changes"))),
-            write=(self._db, self.private / "dists", self.root / "pool"),
+            write=(self._db, self._dists, self.root / "pool"),
             execute=[Path(name) for name in found if name],
             forks=action == "include",
             # The database is synced whole before anything counts, and the pool with it.
@@ -295,7 +342,7 @@ class Reprepro:
             f"--basedir={self.private}",
             f"--confdir={self.private / 'conf'}",
             f"--dbdir={self._db}",
-            f"--distdir={self.private / 'dists'}",
+            f"--distdir={self._dists}",
             f"--outdir={self.root}",
             "--keepunreferencedfiles",
         ]

@@ -150,7 +150,7 @@ def _mended(
         *leftovers.check_pool(context, pocket, lock_fd),
     ]
     if mend:
-        bench = repair.Workbench(context, pocket, state, memory)
+        bench = repair.Workbench(context, pocket, state, memory, lock_fd)
         found = repair.all_of(bench, found)
     return state, found
 

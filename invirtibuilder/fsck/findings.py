@@ -48,7 +48,7 @@ KINDS = {
     "by-hash-differs": "what is stored under a hash has another",
     "not-listed": "a recorded package is not in the index",
     "listed-without-record": "the index has what no record has",
-    "database-differs": "reprepro's database has other packages than are recorded",
+    "database-differs": "reprepro's database is damaged, or has not what is recorded",
     "unfinished": "a publication was begun, and neither finished nor undone",
     # No drift.
     "not-comparable": "it cannot be compared any more; that is no drift",

@@ -10,11 +10,12 @@ from pathlib import Path
 from invirtibuilder import debchanges, files, model
 from invirtibuilder.apt.publications import COMPRESSED, Publications
 from invirtibuilder.apt.signer import verified
-from invirtibuilder.errors import Fault, Malformed
+from invirtibuilder.errors import Malformed
 from invirtibuilder.fsck.content import State
 from invirtibuilder.fsck.findings import Finding, Memory
-from invirtibuilder.run import Killed
 from invirtibuilder.settings import Pocket
+from invirtibuilder.stages import database as stored
+from invirtibuilder.stages import uploads
 from invirtibuilder.stages.context import Context, kept_keys, public_key
 
 MAX_RELEASE = 16 << 20
@@ -208,8 +209,7 @@ def recorded_files(state: State) -> dict[tuple[str, str], str]:
     return {
         (str(file["name"]), str(file["sha256"])): package
         for package, record in state.records.items()
-        for file in record["files"]
-        if not str(file["name"]).endswith(".buildinfo")
+        for file in uploads.published_files(record)
     }
 
 
@@ -271,22 +271,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def database(context: Context, pocket: Pocket, state: State, lock_fd: int) -> Iterator[Finding]:
-    """reprepro's database has what the records have; the pocket's lock is held."""
-    try:
-        entries = context.archive(pocket).reprepro.listing(lock_fd=lock_fd)
-    except Killed:
-        raise
-    except Fault as fault:
-        why = str(fault)
-        yield Finding(kind="database-differs", pocket=pocket.name, what="db", message=why)
-        return
-    there = {(e.source, e.source_version) for e in entries}
-    wanted = {(name, str(r["version"])) for name, r in state.records.items()}
-    for source, version in sorted(there ^ wanted):
-        side = "has" if (source, version) in there else "lacks"
-        yield Finding(
-            kind="database-differs",
-            pocket=pocket.name,
-            what=source,
-            message=f"reprepro's database {side} {source} {version}",
-        )
+    """reprepro's database is sound and has what the records have; the pocket's lock is held."""
+    reprepro = context.archive(pocket).reprepro
+    for what, message in stored.wrong(reprepro, state.records, lock_fd=lock_fd):
+        yield Finding(kind="database-differs", pocket=pocket.name, what=what, message=message)

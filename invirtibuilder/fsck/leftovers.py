@@ -25,7 +25,12 @@ FORM = "%(refname)%00%(objectname)%00%(*objectname)%00%(contents:trailers:key=Jo
 TEMPORARY = (
     *("jobs/.*", "jobs/*/.*", "jobs/*/upload", "jobs/*/repository.bundle", "queue/tmp/*"),
     *("origs/.*", "run/.*.tmp", "events/*/.*.tmp", "archive/*/publications/.*"),
-    *("archive/*/private/db.txn.*", "archive/*/private/db.old", "archive/*/by-hash/SHA256/.*"),
+    *(
+        "archive/*/private/db.txn.*",
+        "archive/*/private/db.old",
+        "archive/*/private/trial",
+        "archive/*/by-hash/SHA256/.*",
+    ),
     *("archive/*/.*.tmp", "archive/*/.dists.new"),
     *(
         f"{repository}/{pattern}"

@@ -16,19 +16,24 @@ from invirtibuilder.fsck.findings import Finding, Memory
 from invirtibuilder.fsck.leftovers import path_of
 from invirtibuilder.gitrepo import JOBS
 from invirtibuilder.settings import Pocket
+from invirtibuilder.stages import database
 from invirtibuilder.stages.context import Context
 
 Repair = Callable[["Workbench", Finding], str]
 
 
 class Workbench:
-    """A pocket whose lock is held, and what is known of it."""
+    """A pocket whose lock is held, and what is known of it; -1 is the lock of none."""
 
-    def __init__(self, context: Context, pocket: Pocket, state: State, memory: Memory) -> None:
+    def __init__(
+        self, context: Context, pocket: Pocket, state: State, memory: Memory, lock_fd: int = -1
+    ) -> None:
         self.context = context
         self.pocket = pocket
         self.state = state
         self.memory = memory
+        self.lock_fd = lock_fd
+        self.database_done = ""
 
     def repair(self, finding: Finding) -> Finding:
         """The finding with what was done about it, or as it was when nothing safe can be."""
@@ -160,6 +165,17 @@ def _index(bench: Workbench, finding: Finding) -> str:
     raise Fault("the store of indices does not have it")
 
 
+def _database(bench: Workbench, _finding: Finding) -> str:
+    """All of it, from the records, once for everything that is wrong with it."""
+    if not bench.database_done:
+        archive = bench.context.archive(bench.pocket)
+        if archive.reprepro.is_open():
+            raise Fault("a publication is not finished")
+        database.made_anew(bench.context, bench.pocket, archive, lock_fd=bench.lock_fd)
+        bench.database_done = "made anew from the records"
+    return bench.database_done
+
+
 def _switch(bench: Workbench, _finding: Finding) -> str:
     """To the publication that belongs to the branch's newest commit."""
     number = indices.newest(bench.context, bench.pocket, bench.state)
@@ -194,6 +210,7 @@ REPAIRS: dict[str, Repair] = {
     "by-hash-differs": _by_hash,
     "index-missing": _index,
     "index-differs": _index,
+    "database-differs": _database,
     "current-missing": _switch,
     "current-differs": _switch,
     "leftover": _leftover,

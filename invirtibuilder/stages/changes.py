@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from invirtibuilder import model
+from invirtibuilder import files, model
 from invirtibuilder.errors import Reason, Refused
 from invirtibuilder.gitrepo import Repository
 from invirtibuilder.settings import Pocket
@@ -152,3 +153,14 @@ def make_refs(repository: Repository, refs: Mapping[str, str], there: Mapping[st
     ]
     repository.set_refs({name: (None, refs[name]) for name in refs.keys() - set(right)})
     repository.sync_refs(right)
+
+
+@contextmanager
+def repositories_locked(context: Context, packages: Iterable[str]) -> Iterator[None]:
+    """For the moment in which tags are looked at and made: another pocket may make them, too."""
+    with ExitStack() as stack:
+        for name in sorted(packages):
+            path = context.repository(name).path
+            if path.is_dir():
+                stack.enter_context(files.locked(path / "publishing"))
+        yield

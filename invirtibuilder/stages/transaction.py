@@ -24,7 +24,7 @@ from invirtibuilder.errors import Fault
 from invirtibuilder.gitrepo import JOBS, Repository
 from invirtibuilder.jobs import Job
 from invirtibuilder.settings import Pocket
-from invirtibuilder.stages import changes, uploads
+from invirtibuilder.stages import changes, database, uploads
 from invirtibuilder.stages.changes import Change
 from invirtibuilder.stages.context import Archive, Context, Wait
 
@@ -166,7 +166,7 @@ def _all_that_can(session: _Session, together: Sequence[Ready]) -> None:
     if not together:
         return
     try:
-        _transact(session, together)
+        _transact_soundly(session, together)
     except _Culprit as found:
         found.ready.error = found.error
         _all_that_can(session, [r for r in together if r is not found.ready])
@@ -180,6 +180,21 @@ def _all_that_can(session: _Session, together: Sequence[Ready]) -> None:
             _all_that_can(session, [ready])
 
 
+def _transact_soundly(session: _Session, together: Sequence[Ready]) -> None:
+    """`_transact`; once more when the first failed on a damaged database, which is made anew."""
+    try:
+        _transact(session, together)
+    except (Fault, _Culprit) as found:
+        error = found.error if isinstance(found, _Culprit) else found
+        if getattr(error, "code", "") not in database.SUSPECT or not database.mended(
+            session.context, session.pocket, session.archive, lock_fd=session.lock_fd
+        ):
+            raise
+        for ready in together:
+            ready.job.remark(f"reprepro's database was damaged, and is made anew: {error}")
+        _transact(session, together)
+
+
 def _transact(session: _Session, together: Sequence[Ready]) -> None:
     context, pocket, archive = session.context, session.pocket, session.archive
     if (archive.reprepro.private / INTENT).exists():
@@ -190,6 +205,7 @@ def _transact(session: _Session, together: Sequence[Ready]) -> None:
     if pause <= MAX_PAUSE:
         time.sleep(pause)
     number = max([0, *archive.publications.numbers()]) + 1
+    names = {change.package for ready in together for change in ready.changes}
     date = archive.publications.next_date(context.clock())
     intent = _intent(session, together, number, date)
     files.write_json(archive.reprepro.private / INTENT, intent)
@@ -203,7 +219,7 @@ def _transact(session: _Session, together: Sequence[Ready]) -> None:
             sign=context.signer(pocket).sign,
             prove=expected.prove,
         )
-        with _repositories_locked(context, together):
+        with changes.repositories_locked(context, names):
             # Another pocket may have published the same version meanwhile.
             there = {}
             for ready, units in zip(together, intent["jobs"], strict=True):
@@ -245,18 +261,6 @@ def _blamed(ready: Ready) -> Iterator[None]:
         yield
     except Exception as error:
         raise _Culprit(ready, error) from error
-
-
-@contextmanager
-def _repositories_locked(context: Context, together: Sequence[Ready]) -> Iterator[None]:
-    """For the moment in which tags are looked at and made: another pocket may make them, too."""
-    names = sorted({change.package for ready in together for change in ready.changes})
-    with ExitStack() as stack:
-        for name in names:
-            path = context.repository(name).path
-            if path.is_dir():
-                stack.enter_context(files.locked(path / "publishing"))
-        yield
 
 
 def _fill(session: _Session, together: Sequence[Ready], date: datetime) -> Expected:

@@ -123,6 +123,11 @@ def _sorted(*lists: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted((file for files_ in lists for file in files_), key=lambda f: str(f["name"]))
 
 
+def published_files(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those of a record's files that APT is to have."""
+    return [file for file in record["files"] if not str(file["name"]).endswith(".buildinfo")]
+
+
 def kept_upload(context: Context, pocket: Pocket, record: Mapping[str, Any]) -> Upload:
     """The very files that a record names: from the job that made them, or the pocket's pool.
 
@@ -134,8 +139,7 @@ def kept_upload(context: Context, pocket: Pocket, record: Mapping[str, Any]) -> 
     folders = [directory / "source", directory / "artifacts"]
     folders += pool.glob(f"*/{pool_folder(package)}")
     found, gone = [], []
-    wanted = {f["name"]: f["sha256"] for f in record["files"]}
-    wanted = {n: sha for n, sha in wanted.items() if not n.endswith(".buildinfo")}
+    wanted = {f["name"]: f["sha256"] for f in published_files(record)}
     for name, expected in wanted.items():
         there = (files.contained(folder, name) for folder in folders)
         path = next((p for p in there if p.is_file() and sha256(p) == expected), None)

@@ -381,7 +381,7 @@ def test_another_environment_is_no_drift(site: Published) -> None:
 REPAIRED = {
     *("no kept ref", "no tag", "no deb", "another deb", "no tarball", "not by hash"),
     *("other by hash", "no index", "another index", "no dists", "old dists"),
-    *("a job's ref", "a temporary file"),
+    *("a job's ref", "a temporary file", "the database"),
 }
 
 
