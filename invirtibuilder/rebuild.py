@@ -51,6 +51,7 @@ def rebuild(context: Context) -> Generator[str]:
         yield from _jobs(context, pocket, state)
     for pocket in context.site.pockets.values():
         yield from _archive(context, pocket)
+        yield from _given_up(context, pocket)
         hosting.ensure_pocket(context, pocket)
 
 
@@ -221,6 +222,15 @@ def _archive(context: Context, pocket: Pocket) -> Iterator[str]:
         if not fits:
             yield f"{pocket.name}: reprepro's database with {len(state.records)} sources"
         yield f"{pocket.name}: publication {number}, which clients see"
+
+
+def _given_up(context: Context, pocket: Pocket) -> Iterator[str]:
+    """Earlier publications are not made again: from now on they are not missing."""
+    with transaction.settled(context, pocket) as (archive, _):
+        if gone := indices.missing(archive.publications, content.state_of(context, pocket)):
+            archive.publications.keep_from(gone[-1] + 1)
+            numbers = ", ".join(map(str, gone))
+            yield f"{pocket.name}: publications that are gone and do not come back: {numbers}"
 
 
 def _broken(

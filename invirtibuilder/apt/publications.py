@@ -73,6 +73,22 @@ class Publications:
         """Its time is the Date that was given to be signed last; may be gone after a power cut."""
         return self.root / "private" / "signed"
 
+    @property
+    def _oldest(self) -> Path:
+        return self.root / "private" / "oldest"
+
+    @property
+    def oldest(self) -> int:
+        """From this one on each state that was published is kept, by its first publication."""
+        try:
+            return int(files.read_capped(self._oldest, limit=20))
+        except (FileNotFoundError, ValueError):
+            return min(self.numbers(), default=0)
+
+    def keep_from(self, number: int) -> None:
+        """That none before this one needs to be there any more."""
+        files.write_atomic(self._oldest, f"{number}\n")
+
     def path(self, number: int) -> Path:
         """Where publication `number` is; an APT source may name it as its URI."""
         return self._all / f"{number:08d}"
@@ -294,6 +310,10 @@ class Publications:
 
     def remove(self, numbers: Iterable[int]) -> None:
         """Remove publications, and the indices that none names any more."""
+        numbers = sorted(numbers)
+        left = {self.commit(number) for number in self.numbers() if number not in numbers}
+        if gone := [n for n in numbers if self.path(n).is_dir() and self.commit(n) not in left]:
+            self.keep_from(gone[-1] + 1)
         for number in numbers:
             self.drop(number)
         self._prune_store()

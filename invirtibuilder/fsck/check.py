@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 from invirtibuilder import files, maintenance
@@ -128,10 +129,13 @@ def _locked(context: Context, pocket: Pocket) -> Iterator[int]:
 
 
 def _long(context: Context, pocket: Pocket, state: content.State, memory: Memory) -> list[Finding]:
-    return [
-        *content.check(context, pocket, state, memory),
-        *indices.check(context, pocket, state, memory),
-    ]
+    found = list(content.check(context, pocket, state, memory))
+    told = {(finding.kind, finding.what) for finding in found}
+    for finding in indices.check(context, pocket, state, memory):
+        # Of a recorded file the record has told it.
+        if (finding.kind, PurePath(finding.what).name) not in told:
+            found.append(finding)
+    return found
 
 
 def _mended(

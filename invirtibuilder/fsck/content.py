@@ -60,6 +60,29 @@ def check(context: Context, pocket: Pocket, state: State, memory: Memory) -> Ite
         yield from checker.pool(record, pool)
         yield from checker.origs(record)
         yield from checker.buildinfo(record)
+    for package, record in older(context, pocket, state):
+        yield from _Package(context, pocket, package, memory).refs(record)
+
+
+def older(context: Context, pocket: Pocket, state: State) -> Iterator[tuple[str, Record]]:
+    """What the kept publications show besides the newest records: each version once."""
+    publications, superproject = context.archive(pocket).publications, context.superproject
+    made = {commit.id for commit in state.history}
+    ids = set(superproject.record_ids(state.tip).items()) if state.tip else set()
+    versions = {(package, record["version"]) for package, record in state.records.items()}
+    for number in publications.numbers():
+        try:
+            commit = publications.commit(number)
+        except (OSError, Fault, ValueError):
+            # Another finding says so.
+            continue
+        fresh = set(superproject.record_ids(commit).items()) - ids if commit in made else set()
+        ids |= fresh
+        for package, _ in sorted(fresh):
+            record = superproject.record_at(commit, package)
+            if record and (package, record["version"]) not in versions:
+                versions.add((package, record["version"]))
+                yield package, record
 
 
 @dataclass(frozen=True)
@@ -120,7 +143,7 @@ class _Package:
             elif there[name] != target:
                 yield self.found("kept-ref-differs", name, f"{name} is at {there[name]}")
         tag = f"refs/tags/{self.pocket.tag(version)}"
-        if self.pocket.allow_backtracking:
+        if self.pocket.allow_backtracking or record.get("backtracking"):
             return
         if tag not in there:
             yield self.found("tag-missing", tag, f"{tag} is missing")

@@ -29,8 +29,8 @@ KINDS = {
     "tag-without-publication": "we tagged a version that was never published",
     "ref-without-publication": "a kept ref is of a version that was never published",
     # Files.
-    "file-missing": "a recorded file is not in the pool",
-    "file-differs": "a file in the pool has another SHA-256 than is recorded",
+    "file-missing": "a file that is recorded, or that a kept publication names, is not in the pool",
+    "file-differs": "a file in the pool has another SHA-256 than is recorded or named",
     "source-differs": "a .dsc names other files than are recorded",
     "buildinfo-differs": "a .buildinfo is not the recorded one, or does not name a binary",
     "orig-missing": "the store of upstream tarballs lacks a published one",
@@ -40,6 +40,7 @@ KINDS = {
     "current-missing": "clients see no publication",
     "current-differs": "clients see another publication than the superproject's newest",
     "publication-without-commit": "a publication belongs to no superproject commit",
+    "publication-missing": "a publication that is to be kept is not there",
     "signature-bad": "a publication is not signed by the site's key",
     "release-differs": "Release and InRelease of a publication differ",
     "index-missing": "an index that a Release names is not there",
@@ -98,6 +99,8 @@ class Memory:
         self._go_on = go_on
         self._known: dict[str, list[Any]] = {}
         self._seen: dict[str, list[Any]] = {}
+        self.listed: dict[str, list[tuple[tuple[str, str], str]]] = {}
+        """What each index lists, by its name and SHA-256; for as long as this is checked."""
         self.read = 0
         if not full:
             try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from invirtibuilder import debchanges, files, model
 from invirtibuilder.apt.publications import COMPRESSED, Publications
 from invirtibuilder.apt.signer import verified
-from invirtibuilder.errors import Malformed
+from invirtibuilder.errors import Fault, Malformed
 from invirtibuilder.fsck.content import State
 from invirtibuilder.fsck.findings import Finding, Memory
 from invirtibuilder.settings import Pocket
@@ -28,9 +28,40 @@ Index = Mapping[str, tuple[str, int]]
 def check(context: Context, pocket: Pocket, state: State, memory: Memory) -> Iterator[Finding]:
     """Every kept publication; the current one's content against the records."""
     checker = _Archive(context, pocket, state, memory)
+    seen: set[tuple[str, str]] = set()
     for number in checker.publications.numbers():
         yield from checker.publication(number)
+        yield from checker.files(number, seen)
+    yield from checker.missing()
     yield from checker.current()
+
+
+def missing(publications: Publications, state: State) -> list[int]:
+    """The publications that commits have made, that are to be kept, and are not there.
+
+    One that was only signed again is there in that of the same commit.
+    """
+    oldest, there = publications.oldest, set(publications.numbers())
+    shown = {_commit(publications, number) for number in there}
+    made: dict[int, str] = {}
+    for commit in state.history:
+        number = commit.trailers.get("Publication", "")
+        if number.isdigit():
+            # The newest of several, which is what the Release names.
+            made.setdefault(int(number), commit.id)
+    return sorted(
+        number
+        for number, commit_id in made.items()
+        if there and number >= oldest and number not in there and commit_id not in shown
+    )
+
+
+def _commit(publications: Publications, number: int) -> str:
+    try:
+        return publications.commit(number)
+    except (OSError, Fault, ValueError):
+        # Another finding says so.
+        return ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +103,30 @@ class _Archive:
         if not self._empty_still(number) and commit_of(self.state, number, fields) is None:
             message = f"{what}: no commit of the superproject's branch {self.pocket.branch} made it"
             yield self.found("publication-without-commit", what, message)
+
+    def files(self, number: int, seen: set[tuple[str, str]]) -> Iterator[Finding]:
+        """Each of the pool's files that a publication names, where and as it names it."""
+        for (_, sha256), name in named(self.publications, number, self.memory):
+            if (name, sha256) in seen:
+                continue
+            seen.add((name, sha256))
+            try:
+                found = self.memory.sha256(files.contained(self.publications.root, name))
+            except Malformed as fault:
+                yield self.found("index-differs", name, f"publication {number}: {fault}")
+                continue
+            if not found:
+                message = f"{name}, which publication {number} names, is not there"
+                yield self.found("file-missing", name, message)
+            elif found != sha256:
+                message = f"{name} has SHA-256 {found}, publication {number} names {sha256}"
+                yield self.found("file-differs", name, message)
+
+    def missing(self) -> Iterator[Finding]:
+        """Those that retention has not removed."""
+        for number in missing(self.publications, self.state):
+            message = f"publication {number}, which is to be kept, is not there"
+            yield self.found("publication-missing", str(self.publications.path(number)), message)
 
     def _empty_still(self, number: int) -> bool:
         """Whether it is of before the pocket's first commit: the first one, or signed again."""
@@ -163,6 +218,25 @@ class _Archive:
             if (name, sha256) not in recorded:
                 message = f"{path} ({sha256[:12]}) of publication {number} is in no record"
                 yield self.found("listed-without-record", name, message)
+
+
+def named(
+    publications: Publications, number: int, memory: Memory
+) -> list[tuple[tuple[str, str], str]]:
+    """Name, SHA-256 and place of each file that a publication names; none when it is damaged."""
+    dist = publications.path(number) / "dists" / publications.codename
+    found: list[tuple[tuple[str, str], str]] = []
+    try:
+        release = files.read_capped(dist / "Release", limit=MAX_RELEASE)
+        for name, (sha256, size) in read_index(debchanges.paragraph(release)).items():
+            key = f"{name} {sha256}"
+            if key not in memory.listed and (dist / name).is_file():
+                memory.listed[key] = list(listed_files(dist, {name: (sha256, size)}))
+            found += memory.listed.get(key, [])
+    except (OSError, Malformed):
+        # Another finding says so.
+        return []
+    return found
 
 
 def listed(context: Context, pocket: Pocket, number: int) -> dict[tuple[str, str], str]:

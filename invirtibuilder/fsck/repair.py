@@ -10,7 +10,7 @@ from pathlib import Path
 
 from invirtibuilder import files
 from invirtibuilder.errors import Fault
-from invirtibuilder.fsck import indices
+from invirtibuilder.fsck import content, indices
 from invirtibuilder.fsck.content import Record, State, kept, kept_artifact
 from invirtibuilder.fsck.findings import Finding, Memory
 from invirtibuilder.fsck.leftovers import path_of
@@ -46,8 +46,16 @@ class Workbench:
         return finding
 
     def record(self, finding: Finding) -> tuple[str, Record]:
-        """The package that a finding is of, with its record."""
-        return finding.package, self.state.records[finding.package]
+        """The package that a finding is of, with its record; of a ref, that of its version."""
+        package = finding.package
+        if finding.what.startswith("refs/"):
+            for name, record in content.older(self.context, self.pocket, self.state):
+                if name == package and finding.what in self._refs(record):
+                    return package, record
+        return package, self.state.records[package]
+
+    def _refs(self, record: Record) -> set[str]:
+        return {*kept(self.pocket, record), f"refs/tags/{self.pocket.tag(str(record['version']))}"}
 
 
 def all_of(bench: Workbench, findings: Iterable[Finding]) -> list[Finding]:
@@ -81,6 +89,8 @@ def _tag(bench: Workbench, finding: Finding) -> str:
 
 def _pool_file(bench: Workbench, finding: Finding) -> str:
     """From the artifacts that are kept with the job, if they are still the recorded ones."""
+    if not finding.package:
+        return _named_file(bench, finding.what)
     _, record = bench.record(finding)
     sha256 = next(f["sha256"] for f in record["files"] if f["name"] == finding.what)
     source = kept_artifact(bench.context, record, finding.what)
@@ -92,6 +102,26 @@ def _pool_file(bench: Workbench, finding: Finding) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     _copied(source, target)
     return f"{target.relative_to(root)} copied from job {record['job']}"
+
+
+def _named_file(bench: Workbench, path: str) -> str:
+    """What a kept publication names: from any pool or job that has the same content."""
+    site, publications = bench.context.site, bench.context.archive(bench.pocket).publications
+    wanted = {
+        sha256
+        for number in publications.numbers()
+        for (_, sha256), there in indices.named(publications, number, bench.memory)
+        if there == path
+    }
+    name = Path(path).name
+    places = [*site.archive.glob(f"*/pool/**/{name}"), *site.jobs.glob(f"*/source/{name}")]
+    for source in (*places, *site.jobs.glob(f"*/artifacts/{name}")):
+        if not source.is_symlink() and {bench.memory.sha256(source)} == wanted:
+            target = files.contained(publications.root, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _copied(source, target)
+            return f"copied from {source.relative_to(site.directory)}"
+    raise Fault("no kept copy has the content that is named")
 
 
 def _place(bench: Workbench, root: Path, name: str, sha256: str) -> Path:

@@ -160,6 +160,13 @@ def _extra_publication(site: Published) -> None:
         (dist / name).write_bytes(data)
 
 
+def _publication_less(site: Published) -> None:
+    """A newer one, and none before it."""
+    site.rewrite(lambda record: None)
+    site.publications.path(2).rename(site.publications.path(3))
+    site.publications.keep_from(1)
+
+
 def _stored(site: Published) -> Path:
     """What the current Packages is by its hash."""
     fields = debchanges.paragraph((site.dist() / "Release").read_bytes())
@@ -246,6 +253,7 @@ DAMAGE: dict[str, tuple[Callable[[Published], object], set[str]]] = {
     "another source": (_other_source, {"dsc-differs"}),
     "no dists": (lambda s: _drop(s.publications.root / "dists"), {"current-missing"}),
     "old dists": (lambda s: s.publications.switch(1), {"current-differs"}),
+    "a publication less": (_publication_less, {"publication-missing"}),
     "an extra publication": (_extra_publication, {"publication-without-commit"}),
     "another signature": (_by_other_key, {"signature-bad"}),
     "a spoilt signature": (lambda s: _spoil(s.dist() / "Release.gpg"), {"signature-bad"}),

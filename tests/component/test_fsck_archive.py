@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from invirtibuilder.errors import Exit
 from invirtibuilder.run import run
+from invirtibuilder.states import State
 from tests.support import packages
-from tests.support.published import Published, published, put_back
+from tests.support.packages import Repo
+from tests.support.published import POCKET, Published, published, put_back
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +76,68 @@ def test_what_git_itself_leaves_is_found(site: Published) -> None:
     }
     assert not [path for path in left if path.exists()]
     assert not site.kinds()
+
+
+@pytest.fixture
+def newer(site: Published, tmp_path: Path) -> Published:
+    """The site with greet 1.1 in publication 3; what publication 2 shows is kept."""
+    clone = tmp_path / "greet"
+    run(["git", "clone", "-q", site.repo.path, clone], env=packages.identity())
+    repo = packages.upgraded(Repo(path=clone, commit="", name="greet", version="1.0"), "1.1")
+    site.place.push(repo)
+    assert site.place.submitted(POCKET, repo).status.state == State.PUBLISHED
+    assert not site.kinds()
+    return site
+
+
+def _moved(site: Published) -> None:
+    path = site.pool("greet_1.1_*.deb")
+    elsewhere = site.publications.root / "pool/main/z"
+    elsewhere.mkdir()
+    path.rename(elsewhere / path.name)
+
+
+KEPT: dict[str, tuple[Callable[[Published], object], set[str]]] = {
+    "an older deb gone": (lambda s: s.pool("greet_1.0_*.deb").unlink(), {"file-missing"}),
+    "an older deb": (lambda s: s.pool("greet_1.0_*.deb").write_bytes(b"x"), {"file-differs"}),
+    "an older tarball": (lambda s: s.pool("*_1.0.tar.xz").unlink(), {"file-missing"}),
+    "a deb elsewhere": (_moved, {"file-missing", "pool-unreferenced"}),
+    "an older tag": (lambda s: s.git("tag", "-d", "debian/1.0"), {"tag-missing"}),
+    "an older ref": (
+        lambda s: s.git("update-ref", "-d", "refs/invirtibuilder/staging/1.0"),
+        {"kept-ref-missing"},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", KEPT)
+def test_what_an_older_publication_needs_is_looked_at(newer: Published, what: str) -> None:
+    before = newer.git("for-each-ref")
+    damage, kinds = KEPT[what]
+    damage(newer)
+    assert kinds <= newer.kinds()
+    report = newer.check(mend=True)
+    drift = {kind for kind in kinds if kind != "pool-unreferenced"}
+    assert {f.kind for f in report.findings if f.repaired} == drift, report
+    assert newer.kinds(full=True) == kinds - drift
+    assert newer.git("for-each-ref") == before
+
+
+def test_a_kept_publication_is_missed(newer: Published) -> None:
+    shutil.rmtree(newer.publications.path(2))
+    report = newer.check()
+    assert [f.kind for f in report.findings if f.drift] == ["publication-missing"]
+    # It does not come back, and so is not missed for ever.
+    done = newer.place.cli("rebuild-state")
+    assert done.code == Exit.OK, done
+    assert "publications that are gone and do not come back: 2" in done.text
+    assert "publication-missing" not in newer.kinds()
+
+
+def test_what_retention_removed_is_not_missed(newer: Published) -> None:
+    later = newer.place.context.clock() + timedelta(days=2)
+    assert newer.publications.prune(later, count=1) == [1]
+    assert not newer.kinds()
+    # Not even one of the oldest may be gone otherwise.
+    shutil.rmtree(newer.publications.path(2))
+    assert "publication-missing" in newer.kinds()
