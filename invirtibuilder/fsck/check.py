@@ -176,11 +176,7 @@ def _common(
 ) -> list[Finding]:
     """What belongs to no pocket alone."""
     found = list(leftovers.check_files(context))
-    # Each version may have been published in any pocket.
-    others = [p for p in context.site.pockets.values() if p.name not in states]
-    found += leftovers.check_refs(
-        context, {**states, **{p.name: content.state_of(context, p) for p in others}}
-    )
+    found += leftovers.check_refs(context)
     if mend and pockets:
         bench = repair.Workbench(context, pockets[0], states[pockets[0].name], memory)
         found = repair.all_of(bench, found)

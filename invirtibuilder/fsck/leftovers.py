@@ -10,7 +10,6 @@ from pathlib import Path
 from invirtibuilder import debchanges, files, gitcmd, hosting, model
 from invirtibuilder.apt.publications import Publications
 from invirtibuilder.errors import Fault
-from invirtibuilder.fsck.content import State
 from invirtibuilder.fsck.findings import Finding
 from invirtibuilder.fsck.indices import MAX_RELEASE, listed_files, read_index
 from invirtibuilder.gitrepo import JOBS
@@ -66,24 +65,21 @@ def _over(context: Context) -> set[str]:
     return {job.id for job in Jobs(context.site.jobs).all() if job.status.final}
 
 
-def check_refs(context: Context, states: dict[str, State]) -> Iterator[Finding]:
+def check_refs(context: Context) -> Iterator[Finding]:
     """Refs and tags that only publications make, of versions that no pocket ever published."""
     site = context.site
+    # A job gives its refs back before it is over, and a publication stands in the history before it
+    # makes any: so, in this order, what comes meanwhile looks right.
+    over = _over(context)
+    refs = {package: list(_refs(context, package)) for package in hosting.package_names(site)}
     published: dict[str, set[str]] = {name: set() for name in site.pockets}
     jobs = set()
-    for name, state in states.items():
-        for commit in state.history:
+    for name, pocket in site.pockets.items():
+        for commit in context.superproject.history(pocket.branch):
             published[name].add(model.tag_version(commit.trailers.get("Version", "")))
             jobs.add(commit.trailers.get("Job", ""))
-    over = _over(context)
-    for package in hosting.package_names(site):
-        path = site.package_repository(package)
-        done = gitcmd.git(path, "for-each-ref", f"--format={FORM}")
-        for line in filter(None, done.out.decode("utf-8", "replace").split("\n")):
-            parts = line.split("\0")
-            if len(parts) != 4:  # a trailer's own line end
-                continue
-            ref, _, _, job = parts
+    for package, found in refs.items():
+        for ref, job in found:
             if ref.startswith(JOBS):
                 if ref.removeprefix(JOBS).split("/")[0] in over:
                     message = f"{package}: {ref} is of a job that is over"
@@ -91,11 +87,20 @@ def check_refs(context: Context, states: dict[str, State]) -> Iterator[Finding]:
                     yield Finding(kind="leftover", pocket="", what=what, message=message)
             elif ref.startswith("refs/invirtibuilder/"):
                 yield from _kept(package, ref, published)
-            elif ref.startswith("refs/tags/") and job.strip() and job.strip() not in jobs:
-                message = (
-                    f"{package}: {ref} was made for job {job.strip()}, which published nothing"
-                )
+            elif ref.startswith("refs/tags/") and job and job not in jobs:
+                message = f"{package}: {ref} was made for job {job}, which published nothing"
                 yield Finding(kind="tag-without-publication", pocket="", what=ref, message=message)
+
+
+def _refs(context: Context, package: str) -> Iterator[tuple[str, str]]:
+    """Each ref of a repository, and the job that it says it was made for."""
+    path = context.site.package_repository(package)
+    done = gitcmd.git(path, "for-each-ref", f"--format={FORM}")
+    for line in done.out.decode("utf-8", "replace").split("\n"):
+        parts = line.split("\0")
+        # Others are a trailer's own line end.
+        if len(parts) == 4:
+            yield parts[0], parts[3].strip()
 
 
 def _kept(package: str, ref: str, published: dict[str, set[str]]) -> Iterator[Finding]:

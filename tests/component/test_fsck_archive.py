@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from invirtibuilder.errors import Exit
+from invirtibuilder.fsck import check as fsck
 from invirtibuilder.run import run
+from invirtibuilder.settings import Pocket
 from invirtibuilder.states import State
 from tests.support import packages
 from tests.support.packages import Repo
@@ -141,3 +143,22 @@ def test_what_retention_removed_is_not_missed(newer: Published) -> None:
     # Not even one of the oldest may be gone otherwise.
     shutil.rmtree(newer.publications.path(2))
     assert "publication-missing" in newer.kinds()
+
+
+def test_a_publication_in_between_is_no_drift(site: Published, tmp_path: Path) -> None:
+    other = packages.native(tmp_path / "other", "other")
+    site.place.package(other)
+    published: list[State] = []
+
+    class Between(list[Pocket]):
+        """Something is published once the last pocket was looked at."""
+
+        def __iter__(self) -> Iterator[Pocket]:
+            yield from super().__iter__()
+            if not published:
+                published.append(site.place.submitted(POCKET, other).status.state)
+
+    pockets = Between([site.place.site.pockets[POCKET]])
+    report = fsck.check(site.place.context, pockets, level="b", full=False, mend=False)
+    assert published == [State.PUBLISHED]
+    assert not report.findings
