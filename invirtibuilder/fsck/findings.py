@@ -137,8 +137,13 @@ class Memory:
         return str(known[-1])
 
     def save(self) -> None:
-        """Keep what was seen for the next time."""
-        files.write_json(self._path, {"v": 1, "seen": {**self._known, **self._seen}}, mode=0o600)
+        """Keep what was seen for the next time, as far as its files are still there."""
+        seen = {
+            key: facts
+            for key, facts in {**self._known, **self._seen}.items()
+            if all(map(os.path.lexists, key.split("\n")))
+        }
+        files.write_json(self._path, {"v": 1, "seen": seen}, mode=0o600)
 
 
 def _sha256(path: Path) -> str:

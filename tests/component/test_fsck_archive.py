@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from invirtibuilder.errors import Exit
 from invirtibuilder.fsck import check as fsck
+from invirtibuilder.fsck.findings import Memory
 from invirtibuilder.run import run
 from invirtibuilder.settings import Pocket
 from invirtibuilder.states import State
@@ -162,3 +164,20 @@ def test_a_publication_in_between_is_no_drift(site: Published, tmp_path: Path) -
     report = fsck.check(site.place.context, pockets, level="b", full=False, mend=False)
     assert published == [State.PUBLISHED]
     assert not report.findings
+
+
+def test_what_is_gone_is_not_remembered(newer: Published) -> None:
+    path = newer.publications.root / "pool/main/g/greet/more_1_all.deb"
+    path.write_bytes(b"more")
+
+    def remembered() -> set[str]:
+        return set(json.loads((newer.place.directory / "run/fsck.json").read_text())["seen"])
+
+    memory = Memory(newer.place.directory / "run/fsck.json", full=False)
+    memory.sha256(path)
+    memory.save()
+    assert str(path) in remembered()
+    path.unlink()
+    newer.check()
+    assert str(path) not in remembered()
+    assert len(remembered()) > 10
