@@ -199,13 +199,15 @@ class _Archive:
         try:
             release = files.read_capped(self.dist(number) / "Release", limit=MAX_RELEASE)
             fields = debchanges.paragraph(release)
+            index = read_index(fields)
         except (OSError, Malformed):
+            # Said of the publication.
             return
         commit = commit_of(self.state, number, fields)
         if self.state.tip and commit != self.state.tip:
             message = f"publication {number} is of {commit}, the branch is at {self.state.tip}"
             yield self.found("current-differs", str(link), message)
-        yield from self._content(number, read_index(fields))
+        yield from self._content(number, index)
 
     def _content(self, number: int, index: Index) -> Iterator[Finding]:
         listed = dict(listed_files(self.dist(number), index))

@@ -265,6 +265,15 @@ DAMAGE: dict[str, tuple[Callable[[Published], object], set[str]]] = {
         lambda s: (s.dist() / "Release").write_text("Codename: staging\n") and None,
         {"release-differs"},
     ),
+    "a hash that is none": (
+        lambda s: (
+            (s.dist() / "Release").write_text(
+                re.sub("^ [0-9a-f]", " `", (s.dist() / "Release").read_text(), count=1, flags=re.M)
+            )
+            and None
+        ),
+        {"release-differs"},
+    ),
     "no index": (
         lambda s: _drop(s.dist() / "main/binary-amd64/Packages.gz"),
         {"index-missing"},
