@@ -35,7 +35,7 @@ KINDS = {
     "buildinfo-differs": "a .buildinfo is not the recorded one, or does not name a binary",
     "orig-missing": "the store of upstream tarballs lacks a published one",
     "orig-differs": "the store of upstream tarballs has another of that name",
-    "dsc-differs": "the same commit in the same environment gives another .dsc",
+    "dsc-differs": "the same commit in the same environment gives another .dsc, or none",
     # What clients see.
     "current-missing": "clients see no publication",
     "current-differs": "clients see another publication than the superproject's newest",

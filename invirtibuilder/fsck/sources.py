@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from invirtibuilder import files, model
-from invirtibuilder.errors import Fault
+from invirtibuilder.engine import Attempt
+from invirtibuilder.errors import Blame, Fault, Malformed
 from invirtibuilder.fsck.content import Record, State
 from invirtibuilder.fsck.findings import Finding
 from invirtibuilder.gbpconf import gbp_settings
 from invirtibuilder.jobs import Job, Jobs
+from invirtibuilder.order import read_order, read_result
 from invirtibuilder.settings import Pocket
 from invirtibuilder.spool import Request
 from invirtibuilder.stages.context import Context, Wait
 from invirtibuilder.stages.export import export
-from invirtibuilder.stages.orders import stop_running
+from invirtibuilder.stages.orders import stop_running, texts
 from invirtibuilder.states import State as JobState
 
 MAX_GBP = 256 << 10
+MAX_FIELDS = 20
 
 
 def check(
@@ -65,6 +69,10 @@ def _regenerated(
             job.write_fact("admit", admission(context, package, record))
             try:
                 fact = export(replace(context, jobs=jobs), job)
+            except Fault as fault:
+                if fault.blame != Blame.PACKAGE:
+                    raise
+                return _refused(job, record, fault)
             finally:
                 stop_running(job)
                 context.places.leave(job)
@@ -79,17 +87,42 @@ def _compared(job: Job, record: Record, fact: Mapping[str, Any]) -> tuple[str, s
     wrong = [name for name, sha256 in sorted(made.items()) if recorded.get(name) != sha256]
     if not wrong:
         return None
-    before, now = record["environment"]["export"], fact["environment"]
     version = record["version"]
-    for part in ("base", "export"):
-        if before.get(part) != now.get(part):
-            was, is_now = str(before.get(part))[:12], str(now.get(part))[:12]
-            message = f"{version} was exported in another environment ({part} {was}, now {is_now})"
-            return "not-comparable", message
+    if other := _elsewhere(record, fact["environment"], ("base", "export")):
+        return "not-comparable", f"{version} was exported in another environment ({other})"
     text = files.read_capped(job.directory / "source" / fact["dsc"], limit=1 << 20)
     lines = len(text.splitlines())
     message = f"{version} made again differs: {', '.join(wrong)} (a .dsc of {lines} lines)"
     return "dsc-differs", message
+
+
+def _elsewhere(record: Record, now: Mapping[str, str], parts: Iterable[str]) -> str:
+    """In what the environment is not the recorded one; nothing when it is."""
+    before = record["environment"]["export"]
+    for part in parts:
+        if before.get(part) != now.get(part):
+            return f"{part} {str(before.get(part))[:12]}, now {str(now.get(part))[:12]}"
+    return ""
+
+
+def _refused(job: Job, record: Record, fault: Fault) -> tuple[str, str]:
+    """What once was exported is refused now: only another base explains that."""
+    version, now = record["version"], _environment(job)
+    # An export that was refused early may not have come to look at its tools.
+    if other := _elsewhere(record, now, ("base", *({"export"} & now.keys()))):
+        return "not-comparable", f"{version} was not exported in another base ({other}): {fault}"
+    return "dsc-differs", f"{version} cannot be made again: {fault}"
+
+
+def _environment(job: Job) -> Mapping[str, str]:
+    """In what the last attempt was made; nothing when it has not told."""
+    for path in sorted((job.directory / "attempts").glob("export-*"), reverse=True):
+        attempt = Attempt(path)
+        with suppress(OSError, Malformed), tempfile.TemporaryDirectory(dir=job.directory) as name:
+            with attempt.order.open("rb") as stream:
+                order = read_order(stream)
+            return texts(read_result(attempt.result, Path(name), order).environment, MAX_FIELDS)
+    return {}
 
 
 def admission(context: Context, package: str, record: Record) -> dict[str, Any]:

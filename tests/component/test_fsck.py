@@ -9,19 +9,20 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from invirtibuilder import debchanges, gitcmd
-from invirtibuilder.errors import Exit
+from invirtibuilder.errors import Blame, Exit
 from invirtibuilder.fsck.findings import KINDS, NO_DRIFT
 from invirtibuilder.run import run
 from invirtibuilder.states import State
 from tests.support import packages
 from tests.support import place as places
-from tests.support.cannedworker import Answer, Work, export
+from tests.support.cannedworker import Answer, Answerer, Work, export, failing
 from tests.support.place import until
 from tests.support.published import POCKET, Published, published, put_back
 
@@ -393,6 +394,26 @@ def test_another_environment_is_no_drift(site: Published) -> None:
     # The same bytes are the same bytes.
     assert "not-comparable" not in site.kinds(level="c")
     assert not list(site.place.site.jobs.glob(".fsck*"))
+
+
+def _of_another_tree(work: Work) -> Answer:
+    made = export(work)
+    return replace(made, report={**made.report, "tree": "0" * 40})
+
+
+@pytest.mark.parametrize("answer", [_of_another_tree, failing("source-differs", "not this source")])
+def test_a_source_that_is_refused_now_is_drift(site: Published, answer: Answerer) -> None:
+    answers = dict(site.worker.answers)
+    site.worker.answers["export"] = answer
+    try:
+        assert site.kinds(level="c") == {"dsc-differs"}
+        site.rewrite(lambda r: r["environment"]["export"].update(base="1" * 64))
+        assert "not-comparable" in (kinds := site.kinds(level="c"))
+        assert "dsc-differs" not in kinds
+        site.worker.answers["export"] = failing("broken", "no room", Blame.ROOM)
+        assert "dsc-differs" not in site.kinds(level="c")
+    finally:
+        site.worker.answers = answers
 
 
 REPAIRED = {
