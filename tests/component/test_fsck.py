@@ -500,6 +500,9 @@ def test_a_mail_comes_when_there_is_drift_only(site: Published, tmp_path: Path) 
     assert nightly() == 0
     assert not sent.exists()
     site.git("tag", "-d", "debian/1.0")
+    sendmail.rename(tmp_path / "gone")
+    assert nightly() == 71
+    (tmp_path / "gone").rename(sendmail)
     assert nightly() == Exit.DRIFT
     lines = sent.read_text().splitlines()
     assert lines[:2] == ["-t -oi", "To: root@example.org"]
