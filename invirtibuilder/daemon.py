@@ -163,9 +163,8 @@ class Daemon:
         if any(pocket.archive_keyring for pocket in self.site.pockets.values()):
             body = functools.partial(self._guarded, self._keep_keyrings)
             threads.append(threading.Thread(target=body, name="keyrings", daemon=True))
-        table = threading.Thread(
-            target=self._guarded, args=(self._keep_table,), name="table", daemon=True
-        )
+        body = functools.partial(self._guarded, self._keep_table)
+        table = threading.Thread(target=body, name="table", daemon=True)
         self._write_table(ask=False)
         # The watch comes first, then the scan: nothing falls between them.
         with INotify() as watch:

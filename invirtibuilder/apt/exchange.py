@@ -118,7 +118,7 @@ class Exchange:
                 raise MachineFault(
                     f"{self._archive.root.name}: reprepro did not remove"
                     f" {entry.package} {entry.version} of {entry.source}",
-                    code="reprepro-failed",
+                    code="reprepro-kept",
                 )
         folders = {parent for path in paths for parent in path.parents}
         files.sync_all([*paths, *(f for f in folders if f.is_relative_to(self._archive.root))])

@@ -19,7 +19,8 @@ from invirtibuilder.stages.context import Archive, Context, Wait
 
 LATER = timedelta(minutes=5)
 
-SUSPECT = frozenset({"reprepro-failed", "reprepro-refused", "export-differs", "binary-clash"})
+SUSPECT = frozenset({"reprepro-failed", "reprepro-kept", "reprepro-refused", "export-differs"})
+SUSPECT |= {"binary-clash"}
 """What a publication may fail with because the database is damaged: then it is looked at."""
 
 Records = Mapping[str, Mapping[str, Any]]

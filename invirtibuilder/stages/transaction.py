@@ -35,9 +35,7 @@ COMMITTED = "committed"
 
 AGAIN = timedelta(seconds=30)
 MAX_PAUSE = 60.0
-"""Seconds; after a jump of the clock the wait would be as long as the jump, and nobody waits so
-long with the pocket's lock."""
-
+"""Seconds; a jump of the clock is not waited out with the pocket's lock."""
 
 Prepare = Callable[[], Sequence[Change]]
 """Looks at the pocket as it is now, under its lock. Raises what is in the way."""

@@ -147,13 +147,12 @@ def test_the_daemon_starts_all_sockets_of_its_own() -> None:
     assert set(daemon.all("Unit.Wants")) <= set(daemon.all("Unit.After"))
 
 
-LIFE = frozenset(
-    """
-    Type NotifyAccess ExecStart ExecReload KillMode Restart RestartSec RestartPreventExitStatus
-    WatchdogSec TimeoutStartSec TimeoutStopSec TasksMax MemoryMax LimitNOFILE OOMPolicy
-    OOMScoreAdjust Nice IOSchedulingClass CPUWeight IOWeight Delegate DelegateSubgroup
-    """.split()
-)
+HOW = """
+Type NotifyAccess ExecStart ExecReload KillMode Restart RestartSec RestartPreventExitStatus
+WatchdogSec TimeoutStartSec TimeoutStopSec TasksMax MemoryMax LimitNOFILE OOMPolicy
+OOMScoreAdjust Nice IOSchedulingClass CPUWeight IOWeight Delegate DelegateSubgroup
+"""
+LIFE = frozenset(HOW.split())
 """Settings that say how a service lives and what it may use up; all others say what it may do."""
 LIVES: dict[str, dict[str, str]] = {
     "invirtibuilder": {
@@ -222,22 +221,22 @@ LIVES: dict[str, dict[str, str]] = {
         "Service.TasksMax": "64",
         "Service.MemoryMax": "256M",
     },
-    **dict.fromkeys(
-        ("fsck", "gc"),
-        {
+    **{
+        name: {
             "Service.Type": "oneshot",
             "Service.Nice": "10",
             "Service.IOSchedulingClass": "idle",
             "Service.TasksMax": "256",
             "Service.MemoryMax": "4G",
             "Service.LimitNOFILE": "16384",
-        },
-    ),
+        }
+        for name in ("fsck", "gc")
+    },
 }
 """How each service lives: started again by itself, watched, bounded. A worker's memory and
 processes are bounded by order, so the worker has no bound of its own."""
 SOCKETS = {
-    **dict.fromkeys(("signer", "notifier"), {"Socket.TriggerLimitIntervalSec": "0"}),
+    **{name: {"Socket.TriggerLimitIntervalSec": "0"} for name in ("signer", "notifier")},
     "worker@": {"Socket.TriggerLimitIntervalSec": "0", "Socket.Backlog": "16"},
     "remctld": {"Socket.Backlog": "128", "Socket.NoDelay": "true"},
 }

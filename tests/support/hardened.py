@@ -22,8 +22,8 @@ import seccomp
 
 DONE = """
 User UMask CapabilityBoundingSet AmbientCapabilities NoNewPrivileges ProtectSystem ReadWritePaths
-ProtectHome InaccessiblePaths DevicePolicy DeviceAllow PrivateTmp PrivateIPC PrivateNetwork RestrictAddressFamilies
-RestrictNamespaces RestrictSUIDSGID MemoryDenyWriteExecute LockPersonality RestrictRealtime
+ProtectHome InaccessiblePaths DevicePolicy DeviceAllow PrivateTmp PrivateIPC PrivateNetwork
+RestrictAddressFamilies RestrictNamespaces RestrictSUIDSGID MemoryDenyWriteExecute LockPersonality RestrictRealtime
 ProtectProc ProcSubset ProtectControlGroups ProtectKernelTunables SystemCallErrorNumber
 SystemCallFilter StandardOutput StandardError
 """
@@ -169,7 +169,7 @@ def _filter(told: dict[str, Any]) -> None:
 
 
 def _listen(address: str) -> None:
-    """The socket of the socket's unit, as the third descriptor: at a path, or a port of loopback."""
+    """The socket of the socket's unit, as the third descriptor: a path, or a port of loopback."""
     if address.isdigit():
         server = socket.create_server(("127.0.0.1", int(address)), backlog=128)
     else:

@@ -1,9 +1,9 @@
 """The units' confinement can be borne: whole jobs with each service as its unit would run it.
 
-There is no systemd here; tests/support/hardened.py does what it would do, and says in LEFT what it does
-not. Of that, nothing here shows that these can be borne: AppArmorProfile and SELinuxContext, which
-need a kernel that has them (tests/component/test_profiles.py), what the control groups of a service
-bound, and a watchdog. There is no mail server either: tests/support/sendmail.c needs what the
+There is no systemd here; tests/support/hardened.py does what it would do, and says in LEFT what it
+does not. Of that, nothing here shows that these can be borne: AppArmorProfile and SELinuxContext,
+which need a kernel that has them (tests/component/test_profiles.py), what the control groups of a
+service bound, and a watchdog. There is no mail server either: tests/support/sendmail.c needs what the
 sendmail of one needs.
 """
 
@@ -40,9 +40,8 @@ from tests.support.units import Unit, units, worker
 pytestmark = pytest.mark.root
 
 LISTS = frozenset(
-    """
-    CapabilityBoundingSet ReadWritePaths InaccessiblePaths RestrictAddressFamilies DeviceAllow
-    """.split()
+    ("CapabilityBoundingSet", "ReadWritePaths", "InaccessiblePaths", "RestrictAddressFamilies")
+    + ("DeviceAllow",)
 )
 ALICE = "alice@BUILD.TEST"
 SPOOL = Path("/var/spool/invirtibuilder-test")
@@ -154,7 +153,7 @@ def running(
 
 @pytest.fixture(scope="module")
 def system(base: Base, ids: Ids, web: Web, realm: Realm) -> Iterator[Installed]:
-    """An installed system whose hooks are those that we ship, with a keytab and what remctld starts."""
+    """An installed system with the hooks that we ship, a keytab, and what remctld starts."""
     with installed(base, ids) as made:
         configure(made, web)
         shared = made.path("/usr/share/invirtibuilder")
