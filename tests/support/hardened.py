@@ -23,7 +23,8 @@ import seccomp
 DONE = """
 User UMask CapabilityBoundingSet AmbientCapabilities NoNewPrivileges ProtectSystem ReadWritePaths
 ProtectHome InaccessiblePaths DevicePolicy DeviceAllow PrivateTmp PrivateIPC PrivateNetwork
-RestrictAddressFamilies RestrictNamespaces RestrictSUIDSGID MemoryDenyWriteExecute LockPersonality RestrictRealtime
+RestrictAddressFamilies RestrictNamespaces RestrictSUIDSGID MemoryDenyWriteExecute
+LockPersonality RestrictRealtime
 ProtectProc ProcSubset ProtectControlGroups ProtectKernelTunables SystemCallErrorNumber
 SystemCallFilter StandardOutput StandardError
 """

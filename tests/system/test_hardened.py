@@ -3,8 +3,8 @@
 There is no systemd here; tests/support/hardened.py does what it would do, and says in LEFT what it
 does not. Of that, nothing here shows that these can be borne: AppArmorProfile and SELinuxContext,
 which need a kernel that has them (tests/component/test_profiles.py), what the control groups of a
-service bound, and a watchdog. There is no mail server either: tests/support/sendmail.c needs what the
-sendmail of one needs.
+service bound, and a watchdog. There is no mail server either: tests/support/sendmail.c needs what
+the sendmail of one needs.
 """
 
 from __future__ import annotations
