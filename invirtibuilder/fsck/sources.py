@@ -26,7 +26,7 @@ from invirtibuilder.order import read_order, read_result
 from invirtibuilder.settings import Pocket
 from invirtibuilder.spool import Request
 from invirtibuilder.stages.context import Context, Wait
-from invirtibuilder.stages.export import export
+from invirtibuilder.stages.export import made
 from invirtibuilder.stages.orders import stop_running, texts
 from invirtibuilder.states import State as JobState
 
@@ -68,7 +68,7 @@ def _regenerated(
             job.move(JobState.RUNNING)
             job.write_fact("admit", admission(context, package, record))
             try:
-                fact = export(replace(context, jobs=jobs), job)
+                fact = made(replace(context, jobs=jobs), job)
             except Fault as fault:
                 if fault.blame != Blame.PACKAGE:
                     raise
@@ -82,9 +82,9 @@ def _regenerated(
 
 
 def _compared(job: Job, record: Record, fact: Mapping[str, Any]) -> tuple[str, str] | None:
-    made = {f["name"]: f["sha256"] for f in fact["files"]}
+    now = {f["name"]: f["sha256"] for f in fact["files"]}
     recorded = {f["name"]: f["sha256"] for f in record["files"]}
-    wrong = [name for name, sha256 in sorted(made.items()) if recorded.get(name) != sha256]
+    wrong = [name for name, sha256 in sorted(now.items()) if recorded.get(name) != sha256]
     if not wrong:
         return None
     version = record["version"]

@@ -25,8 +25,11 @@ def export(context: Context, job: Job) -> dict[str, Any]:
 
     What was published before is not made again.
     """
-    if kept := again.taken(context, job):
-        return kept
+    return again.taken(context, job) or made(context, job)
+
+
+def made(context: Context, job: Job) -> dict[str, Any]:
+    """The source package as a worker makes it, whatever is kept of it."""
     pocket = context.pocket(job)
     admitted = job.need("admit")
     origs = _stored(context.site.origs, job.package, admitted)
