@@ -12,7 +12,6 @@ import pytest
 
 from invirtibuilder.run import run
 from tests.support.debian import (
-    BUILD,
     Built,
     build,
     build_dependencies,
@@ -94,12 +93,36 @@ def test_two_builds_make_the_same_bytes(which: str, request: pytest.FixtureReque
         assert digests(build(tree, "-b", before=before, env=OTHERS)) == digests(first)
 
 
+ON_13 = """
+sums() { (cd "$1" && sha256sum -- *.deb); }
+cd /build/one/source
+dpkg-buildpackage -us -uc -b
+cd /build/quite-another/name
+(umask 027; TZ=Pacific/Kiritimati LC_ALL=C faketime -f +500d dpkg-buildpackage -us -uc -b)
+sums /build/one >/build/first
+sums /build/quite-another | diff - /build/first
+cd /build/inotify/tree
+apt-get -q -y --no-install-recommends build-dep .
+dpkg-buildpackage -us -uc -b
+apt-get -q -y --no-install-recommends install /build/one/*.deb /build/inotify/*.deb
+invirtibuilder init
+/usr/share/invirtibuilder/without-systemd start
+invirtibuilder fsck
+"""
+"""What is done on Debian 13: two builds, and a site."""
+
+
 @pytest.mark.root
-def test_it_builds_on_debian_13() -> None:
-    with new_root("trixie", ["build-essential", *build_dependencies()]) as root:
-        source_tree(root / "build/source")
+def test_they_are_built_and_work_on_debian_13() -> None:
+    packages = ("build-essential", "faketime", *build_dependencies())
+    with new_root("trixie", packages) as root:
+        source_tree(root / "build/one/source")
+        source_tree(root / "build/quite-another/name")
+        (root / "build/inotify").mkdir()
+        inotify_simple(root / "build/inotify")
         with machine(root) as inside:
-            inside.run("sh", "-c", f"cd /build/source && {' '.join(BUILD)}")
-            said = inside.run("sh", "-c", "dpkg-deb -c /build/invirtibuilder-client_*.deb").text
+            inside.run("apt-get", "-q", "update")
+            done = inside.run("sh", "-euxc", f"({ON_13}) 2>&1", check=False)
+            assert done.code == 0, done.out.decode("utf-8", "replace")
+            said = inside.run("sh", "-c", "dpkg-deb -c /build/one/invirtibuilder-client_*.deb").text
         assert "./usr/lib/python3/dist-packages/invirtibuilder/cli/remote.py" in said
-        assert len(list((root / "build").glob("*.deb"))) == 2
