@@ -43,16 +43,23 @@ def rebuild(context: Context) -> Generator[str]:
     """Make what is missing or does not fit; what was done, in words.
 
     Safe to repeat, and to be cut off; by the site's own daemon, also beside jobs of its own.
-    Raises Fault when a recorded file is nowhere any more.
+    Raises Fault when a recorded file is nowhere any more, once the other pockets are made.
     """
+    failed: list[Fault] = []
     hosting.ensure_site(context.site)
     for pocket in context.site.pockets.values():
         state = content.state_of(context, pocket)
         yield from _jobs(context, pocket, state)
     for pocket in context.site.pockets.values():
-        yield from _archive(context, pocket)
-        yield from _given_up(context, pocket)
-        hosting.ensure_pocket(context, pocket)
+        try:
+            yield from _archive(context, pocket)
+            yield from _given_up(context, pocket)
+            hosting.ensure_pocket(context, pocket)
+        except Fault as fault:
+            yield f"{pocket.name}: cannot be made anew: {fault}"
+            failed.append(fault)
+    if failed:
+        raise failed[0]
 
 
 # Jobs.

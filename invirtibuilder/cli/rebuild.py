@@ -7,7 +7,7 @@ import argparse
 from invirtibuilder import rebuild
 from invirtibuilder.cli.command import Command, in_place_of_the_daemon, own_site, show
 from invirtibuilder.daemon import make_context
-from invirtibuilder.errors import Exit
+from invirtibuilder.errors import Exit, Fault
 from invirtibuilder.fsck import check
 
 
@@ -19,7 +19,13 @@ class RebuildState(Command):
         site = own_site(args)
         with in_place_of_the_daemon(site):
             context = make_context(site)
-            done = list(rebuild.rebuild(context))
+            done: list[str] = []
+            try:
+                for line in rebuild.rebuild(context):
+                    done.append(line)
+            except Fault:
+                show(args, {"made": done, "drift": []}, "\n".join(done))
+                raise
             pockets = list(site.pockets.values())
             report = check.check(context, pockets, level="b", full=True, mend=True)
         made = [*done, *(f.message for f in report.findings if f.repaired)]

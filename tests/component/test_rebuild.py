@@ -146,6 +146,20 @@ def test_what_is_nowhere_is_said(made: Made) -> None:
     assert b"no longer kept" in done.err
 
 
+def test_what_is_nowhere_in_one_pocket_keeps_no_other_away(made: Made) -> None:
+    """dev comes first, and its only file of greet is gone."""
+    place = made[0]
+    for name in ("jobs", "archive/dev/pool", "archive/dev/private", "archive/staging/private"):
+        shutil.rmtree(place.directory / name)
+    (place.directory / "archive/staging/dists").unlink()
+    done = place.cli("rebuild-state")
+    assert done.code == Exit.REFUSED
+    assert b"no longer kept" in done.err
+    assert "dev: cannot be made anew: greet 1.0~dev+" in done.text
+    assert "staging: publication" in done.text
+    assert place.cli("fsck", "staging", "prod").code == Exit.OK
+
+
 def test_promotions_and_rollbacks_come_back_too(made: Made) -> None:
     """And fsck has nothing to say of them before, nor of what retention removes."""
     place = made[0]
