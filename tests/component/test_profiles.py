@@ -30,6 +30,42 @@ PROFILES = {
 LOOKS = "newfstatat|l?stat|f?access(?:at2?)?|readlink(?:at)?|statfs|chdir|getcwd|statx"
 CALLS = re.compile(rf"^\d+ +(?!(?:{LOOKS})\()(\w+)\((.*)\) += \d")
 DOOR = "/usr/share/invirtibuilder/remctl/build"
+Rule = tuple[str, str, str, str]
+"""Who, what, the class of that, and what may be done."""
+DOOR_STARTS = """
+    FROM invirtibuilder_door_exec_t process invirtibuilder_door_t;
+    FROM invirtibuilder_door_t process transition;
+    FROM invirtibuilder_door_t process2 nnp_transition nosuid_transition;
+    invirtibuilder_door_t FROM fd use;
+    invirtibuilder_door_t FROM unix_stream_socket getattr read write ioctl"""
+NEEDED = {
+    "the manager starts the daemon, in spite of NoNewPrivileges": """
+        init_t invirtibuilder_t process transition;
+        init_t invirtibuilder_t process2 nnp_transition nosuid_transition;
+        invirtibuilder_t bin_t file entrypoint execute map read""",
+    "the daemon's output goes to the journal": """
+        invirtibuilder_t init_t fd use;
+        invirtibuilder_t init_t unix_stream_socket getattr read write ioctl""",
+    "it tells the manager that it is ready": """
+        invirtibuilder_t init_runtime_t sock_file write;
+        invirtibuilder_t init_t unix_dgram_socket sendto""",
+    "the nightly check's output goes to a file of the manager's": """
+        invirtibuilder_t invirtibuilder_runtime_t file append write getattr ioctl""",
+    "the daemon asks signer, notifier and workers": """
+        invirtibuilder_t invirtibuilder_runtime_t sock_file write;
+        invirtibuilder_t initrc_t unix_stream_socket connectto""",
+    "the daemon starts git and gpg with a file in memory, and APT, which starts dpkg": """
+        invirtibuilder_t invirtibuilder_tmpfs_t file read write create getattr ioctl;
+        invirtibuilder_t apt_exec_t file execute execute_no_trans map;
+        invirtibuilder_t apt_var_cache_t file read map;
+        invirtibuilder_t dpkg_exec_t file execute execute_no_trans map""",
+    "remctld starts the door, in spite of NoNewPrivileges": DOOR_STARTS.replace("FROM", "initrc_t"),
+    "sshd reads the keys of who may come in": """
+        sshd_t invirtibuilder_conf_t dir search;
+        sshd_t invirtibuilder_conf_t file open read getattr""",
+    "remctl-shell of sshd starts the door": DOOR_STARTS.replace("FROM", "unconfined_t"),
+}
+"""What has to be in the module, as `source target class permissions` each."""
 
 
 def parsed(path: Path) -> Done:
@@ -60,6 +96,44 @@ def test_the_selinux_module_compiles(tmp_path: Path) -> None:
     source = folder / "invirtibuilder.te"
     source.write_text(source.read_text().replace("invirtibuilder_queue_t;", "nonesuch_t;", 1))
     assert compiled(folder).code != 0
+
+
+@pytest.fixture(scope="module")
+def rules(tmp_path_factory: pytest.TempPathFactory) -> set[Rule]:
+    """All that the compiled module allows, permission by permission."""
+    folder = tmp_path_factory.mktemp("policy") / "selinux"
+    shutil.copytree(SELINUX, folder)
+    assert compiled(folder).code == 0
+    text = run(["/usr/libexec/selinux/hll/pp", folder / "invirtibuilder.pp"]).text
+    found = re.findall(r"\(allow (\S+) (\S+) \((\S+) \(([^()]*)\)\)\)", text)
+    assert len(found) > 100
+    allowed = {(of, to, kind, word) for of, to, kind, words in found for word in words.split()}
+    # A transition is no permission: what the new process is when nobody asks for a domain.
+    moves = re.findall(r"\(typetransition (\S+) (\S+) process (\S+)\)", text)
+    return allowed | {(of, to, "process", made) for of, to, made in moves}
+
+
+@pytest.mark.parametrize("needed", NEEDED)
+def test_the_module_allows(needed: str, rules: set[Rule]) -> None:
+    for line in NEEDED[needed].split(";"):
+        source, target, kind, *words = line.split()
+        assert {(source, target, kind, word) for word in words} - rules == set()
+
+
+def test_the_module_does_not_allow(rules: set[Rule]) -> None:
+    """To run what was written, to write what is another's, a network, or a capability."""
+    ours = ("invirtibuilder_t", "invirtibuilder_door_t")
+    kinds = ("var_lib", "queue", "tmp", "runtime", "conf")
+    written = {f"invirtibuilder_{kind}_t" for kind in kinds}
+    allowed = {rule for rule in rules if rule[0] in ours}
+    runs = ("execute", "execute_no_trans", "entrypoint", "execmod")
+    assert not [rule for rule in allowed if rule[1] in written and rule[3] in runs]
+    assert not [rule for rule in allowed if rule[2] in ("capability", "capability2")]
+    changes = ("write", "append", "create", "unlink", "rename", "setattr")
+    changed = {rule[:2] for rule in allowed if rule[2] == "file" and rule[3] in changes}
+    door = "invirtibuilder_door_t"
+    assert (door, "invirtibuilder_var_lib_t") not in changed
+    assert not [rule for rule in changed if rule[1] == "invirtibuilder_conf_t"]
 
 
 def test_units_and_policies_speak_of_the_same() -> None:
