@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ from invirtibuilder.apt.publications import Publications
 from invirtibuilder.apt.reprepro import Reprepro
 from invirtibuilder.apt.signer import GpgSigner
 from invirtibuilder.errors import MachineFault, Malformed
-from invirtibuilder.run import ProcessFault, run
+from invirtibuilder.run import run
 from tests.support import debs
 from tests.support.aptclient import AptClient, Server, file_uri, serving
+from tests.support.crowd import Crowd
 
 ARCHITECTURE = debs.machine_architecture()
 
@@ -191,40 +191,36 @@ def test_client_between_two_requests_gets_the_old_indices(
     assert apt.candidate("foo") == "2.0"
 
 
-def test_no_update_fails_while_publishing(pocket: Pocket, web: Server, tmp_path: Path) -> None:
+def test_no_client_fails_while_publishing_and_pruning(
+    pocket: Pocket, web: Server, tmp_path: Path
+) -> None:
+    # By its dates an hour lies between two publications, and a client is done within a day.
+    pocket.start = pocket.start.replace(microsecond=0) - timedelta(days=365)
     pocket.publish("0")
     apts = [
         client(tmp_path / "file", pocket, file_uri(pocket.archive.root)),
         client(tmp_path / "http", pocket, web.uri + "dev"),
     ]
-    done = threading.Event()
-    failures: list[str] = []
-    updates = [0, 0]
+    removed: list[int] = []
 
-    def loop(index: int) -> None:
-        while not done.is_set():
-            try:
-                apts[index].update()
-            except ProcessFault as fault:
-                failures.append(str(fault))
-            updates[index] += 1
+    def publish(number: int) -> None:
+        pocket.start += timedelta(hours=1)
+        pocket.publish(str(number))
+        removed.extend(pocket.publications.prune(pocket.start))
 
-    threads = [threading.Thread(target=loop, args=(n,)) for n in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        for version in range(1, 21):
-            pocket.publish(str(version))
-            pocket.publications.prune(datetime.now(UTC))
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
-    assert failures == []
-    assert min(updates) >= 5
+    def enough(_: int) -> bool:
+        return crowd.number >= 40 and min(crowd.ended) >= 5
+
+    crowd = Crowd(clients=apts, enough=enough, within=23)
+    crowd.while_running(publish)
+    assert crowd.failures == []
+    # The last day's are kept, with the one that was current when it began.
+    last = crowd.number + 1
+    assert removed == list(range(1, last - 25))
+    assert pocket.publications.numbers() == list(range(last - 25, last + 1))
     for apt in apts:
         apt.update()
-        assert apt.candidate("foo") == "20"
+        assert apt.candidate("foo") == str(crowd.number)
 
 
 def test_rollback_is_a_new_publication(pocket: Pocket, web: Server, tmp_path: Path) -> None:

@@ -2,78 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
-import shutil
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import Generator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from invirtibuilder import files
+from invirtibuilder import files, model, retention
 from invirtibuilder.apt import stanza
-from invirtibuilder.apt.publications import Publications
+from invirtibuilder.apt.publications import KEEP_SECONDS, Publications
 from invirtibuilder.apt.reprepro import Reprepro
 from invirtibuilder.apt.signer import GpgSigner
-from invirtibuilder.run import ProcessFault, run
-from tests.support import debs
+from invirtibuilder.run import run
+from invirtibuilder.spool import Spool
+from invirtibuilder.states import State
+from tests.support import debs, packages
+from tests.support import place as places
 from tests.support.aptclient import AptClient, serving
+from tests.support.crowd import Crowd
+from tests.support.packages import Repo
+from tests.support.place import Place, until
 
-PUBLICATIONS = 200
-RUNS = 1000
 CLIENTS = 4
+PUBLICATIONS, RUNS = 176, 800
+"""At least, of what is published by itself; with the daemon's, 200 and 1,000."""
+LIVES, LIFE, OF_THE_LINE = 3, 7, 200
+"""Daemons, what each of them publishes besides what it signs again, and runs of their clients."""
+KEPT = 8
+"""Superseded publications that their pocket keeps."""
+STEP = timedelta(minutes=30)
+"""Between two publications, by their dates: a day is over soon."""
+A_DAY = round(KEEP_SECONDS / STEP.total_seconds())
+"""In publications."""
 
 
 @pytest.fixture(scope="module")
 def key() -> Iterator[GpgSigner]:
     with debs.signing_key() as made:
         yield made
-
-
-@dataclass(kw_only=True)
-class Crowd:
-    """Clients, every other with wiped lists, that update and download until they have had enough.
-
-    `enough` is asked between two runs; `failures` is what APT said when it failed.
-    """
-
-    clients: list[AptClient]
-    enough: Callable[[int], bool]
-    runs: int = 0
-    failures: list[str] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def while_running(self, publish: Callable[[int], None]) -> None:
-        """Run them all while `publish` is called with rising numbers, until all have ended."""
-        threads = [threading.Thread(target=self._loop, args=(n,)) for n in range(len(self.clients))]
-        for thread in threads:
-            thread.start()
-        number = 1
-        try:
-            while any(thread.is_alive() for thread in threads):
-                publish(number)
-                number += 1
-        finally:
-            self.enough = lambda _: True
-            for thread in threads:
-                thread.join()
-
-    def _loop(self, index: int) -> None:
-        apt = self.clients[index]
-        while not self.enough(self.runs):
-            if index % 2:
-                shutil.rmtree(apt.folder / "state/lists")
-                (apt.folder / "state/lists/partial").mkdir(parents=True)
-            try:
-                apt.update()
-                apt.download("foo")
-            except ProcessFault as fault:
-                with self.lock:
-                    self.failures.append(f"client {index}: {fault}")
-            with self.lock:
-                self.runs += 1
 
 
 def clients(folder: Path, sources: str) -> list[AptClient]:
@@ -88,6 +59,7 @@ def upload(work: Path, number: int) -> Path:
 
 
 def test_no_client_fails_while_publications_come(key: GpgSigner, tmp_path: Path) -> None:
+    """Nor while those go that were superseded a day ago, with their indices."""
     root = tmp_path / "archive" / "dev"
     publications = Publications(root=root, codename="dev")
     archive = Reprepro(
@@ -101,20 +73,22 @@ def test_no_client_fails_while_publications_come(key: GpgSigner, tmp_path: Path)
         description="Test archive",
     )
     archive.create()
-    # As many dates as there will be publications, none of them ahead of the clock.
-    start = datetime.now(UTC) - timedelta(hours=12)
+    # So long ago that none of the dates comes to be ahead of the clock.
+    start = datetime.now(UTC).replace(microsecond=0) - timedelta(days=365)
+    removed: list[int] = []
 
     def publish(number: int) -> None:
         changes = upload(tmp_path / "in", number)
+        now = start + number * STEP
         with files.locked(archive.lock, inheritable=True) as fd:
             archive.begin()
             debs.exchange(archive, changes, lock_fd=fd)
             archive.export(lock_fd=fd)
-            date = publications.next_date(start)
+            date = publications.next_date(now)
             publications.stage(number, date=date, valid_for=None, sign=key.sign)
             publications.switch(number)
             archive.commit()
-        publications.prune(start)
+        removed.extend(publications.prune(now))
 
     publish(1)
     last = 1
@@ -124,7 +98,8 @@ def test_no_client_fails_while_publications_come(key: GpgSigner, tmp_path: Path)
         def enough(runs: int) -> bool:
             return runs >= RUNS and last > PUBLICATIONS
 
-        crowd = Crowd(clients=clients(tmp_path, sources), enough=enough)
+        # A client that is longer about it than a day is promised nothing.
+        crowd = Crowd(clients=clients(tmp_path, sources), enough=enough, within=A_DAY - 1)
 
         def following(number: int) -> None:
             nonlocal last
@@ -138,6 +113,116 @@ def test_no_client_fails_while_publications_come(key: GpgSigner, tmp_path: Path)
         for apt in crowd.clients:
             apt.update()
             assert apt.candidate("foo") == str(last)
+    # Those of the last day stay, the one that was current when it began, and the present one.
+    assert removed == list(range(1, last - A_DAY - 1))
+    assert publications.numbers() == list(range(last - A_DAY - 1, last + 1))
+    assert len(removed) > PUBLICATIONS / 2
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """A site with a worker of canned results."""
+    with places.canned() as (made, _):
+        made.edit(
+            "    description: what is to be",
+            f"    retention: {{publications: {KEPT}, time: 24h}}\n    valid_for: 1h\n"
+            "    description: what is to be",
+        )
+        yield made
+
+
+@dataclasses.dataclass
+class Sweep:
+    """gc without end, two days ahead of its time: to it, what was superseded was so long ago."""
+
+    place: Place
+    over: threading.Event = dataclasses.field(default_factory=threading.Event)
+    gone: list[retention.Waste] = dataclasses.field(default_factory=list)
+
+    def run(self) -> None:
+        ahead = timedelta(days=2)
+        context = dataclasses.replace(self.place.context, clock=lambda: model.utcnow() + ahead)
+        last = False
+        while not last:
+            last = self.over.wait(0.5)
+            self.gone += retention.collect(context)
+
+    def names(self, kind: str) -> list[str]:
+        found = [w.name for w in self.gone if (w.kind, w.pocket) == (kind, "staging")]
+        return sorted(found, key=lambda name: (len(name), name))
+
+
+def _shows(publications: Publications, number: int) -> bool:
+    return publications.current() == number
+
+
+def lives(place: Place, repos: list[Repo], done: threading.Event) -> Generator[None]:
+    """Publications one by one, by daemons that come with another `valid_for` each.
+
+    So each of them first signs again what it finds.
+    """
+    publications = place.context.archive(place.site.pockets["staging"]).publications
+    for hours, begin in enumerate(range(0, len(repos), LIFE), start=1):
+        place.edit(f"valid_for: {3 ** (hours - 1)}h", f"valid_for: {3**hours}h")
+        before = publications.current() or 0
+        with place.daemon():
+            until(functools.partial(_shows, publications, before + 1))
+            yield
+            for repo in repos[begin : begin + LIFE]:
+                request = place.request("staging", repo)
+                Spool(place.site.queue).put(request)
+                job = place.ended(request.id)
+                assert job.status.state == State.PUBLISHED, job.status
+                yield
+    done.set()
+    while True:
+        time.sleep(0.05)
+        yield
+
+
+def test_no_client_fails_while_a_daemon_publishes_and_gc_runs(place: Place, tmp_path: Path) -> None:
+    """Nor while what is published is signed again, and what is no longer kept goes."""
+    repos = [packages.native(tmp_path / "foo", "foo", "1")]
+    repos += [packages.upgraded(repos[0], str(n)) for n in range(2, LIVES * LIFE + 1)]
+    place.package(repos[0])
+    sweep, done = Sweep(place), threading.Event()
+    with serving(place.site.archive) as web:
+        place.edit("site:\n", f"site:\n  url: {web.uri}\n")
+        # There is something to begin with.
+        steps = lives(place, repos, done)
+        for _ in range(2):
+            next(steps)
+        sources = place.cli("sources", "staging", check=True).text + "\n"
+        assert f"URIs: {web.uri}staging\n" in sources
+        crowd = Crowd(
+            clients=clients(tmp_path, sources),
+            enough=lambda runs: done.is_set() and runs >= OF_THE_LINE,
+            within=KEPT - 2,
+        )
+        sweeper = threading.Thread(target=sweep.run)
+        sweeper.start()
+        try:
+            crowd.while_running(lambda _: next(steps))
+        finally:
+            sweep.over.set()
+            sweeper.join()
+            steps.close()
+        assert crowd.failures == []
+        for apt in crowd.clients:
+            apt.update()
+            assert apt.candidate("foo") == str(len(repos))
+    made = place.context.archive(place.site.pockets["staging"]).publications
+    last = 1 + LIVES + len(repos)
+    assert made.numbers() == list(range(last - KEPT, last + 1))
+    assert sweep.names("publication") == [str(n) for n in range(1, last - KEPT)]
+    # And of the pool, what only these showed.
+    shown = {Path(file).name for n in made.numbers() for file in made.pool_files(n, {})}
+    ends = (".dsc", ".tar.xz", "_all.deb")
+    every = {f"foo_{repo.version}{end}" for repo in repos for end in ends}
+    assert {Path(name).name for name in sweep.names("file")} == every - shown
+    assert len(shown) < len(every)
+    checked = place.cli("fsck", "--full")
+    assert checked.code == 0, checked.text
 
 
 def test_control_clients_of_plain_reprepro_do_fail(key: GpgSigner, tmp_path: Path) -> None:
