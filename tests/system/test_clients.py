@@ -34,7 +34,7 @@ PUBLICATIONS, RUNS = 176, 800
 LIVES, LIFE, OF_THE_LINE = 3, 7, 200
 """Daemons, what each of them publishes besides what it signs again, and runs of their clients."""
 KEPT = 8
-"""Superseded publications that their pocket keeps."""
+"""States before the present one that their pocket keeps."""
 STEP = timedelta(minutes=30)
 """Between two publications, by their dates: a day is over soon."""
 A_DAY = round(KEEP_SECONDS / STEP.total_seconds())
@@ -212,10 +212,14 @@ def test_no_client_fails_while_a_daemon_publishes_and_gc_runs(place: Place, tmp_
             apt.update()
             assert apt.candidate("foo") == str(len(repos))
     made = place.context.archive(place.site.pockets["staging"]).publications
-    last = 1 + LIVES + len(repos)
-    assert made.numbers() == list(range(last - KEPT, last + 1))
-    assert sweep.names("publication") == [str(n) for n in range(1, last - KEPT)]
-    # And of the pool, what only these showed.
+    # Each state that stays is shown once, with the last signature that it has.
+    states = place.context.superproject.history("staging")[: KEPT + 1]
+    assert [made.commit(n) for n in made.numbers()] == [state.id for state in reversed(states)]
+    last = made.current()
+    assert last == 1 + LIVES + len(repos)
+    gone = [str(n) for n in range(1, last) if n not in made.numbers()]
+    assert sweep.names("publication") == gone
+    # And of the pool goes what only these showed.
     shown = {Path(file).name for n in made.numbers() for file in made.pool_files(n, {})}
     ends = (".dsc", ".tar.xz", "_all.deb")
     every = {f"foo_{repo.version}{end}" for repo in repos for end in ends}
