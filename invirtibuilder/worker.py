@@ -51,7 +51,7 @@ def work(
     """Do one order in a free one of these slots (default: all) and write its result.
 
     True when it was done. A result is written for every failure as well, so that whoever asked
-    knows whose it is.
+    knows whose it is. Raises Cancelled, and gives no result, when SIGTERM has come meanwhile.
     """
     started = time.monotonic()
     stop = _StopWord(lock_fd)
@@ -72,6 +72,9 @@ def work(
                 reasons: list[Reason] = []
                 blame = Blame.PACKAGE
             except (Fault, OSError) as error:
+                if stop.signalled:
+                    # As when the machine goes down, with the build's processes: no verdict is one.
+                    raise Cancelled("the worker was told to end; the order is lost") from error
                 fault = error if isinstance(error, Fault) else _of_the_machine(error)
                 report = {}
                 reasons = list(fault.reasons)
@@ -131,14 +134,14 @@ class _StopWord:
 
     def __init__(self, lock_fd: int | None) -> None:
         self._lock_fd = lock_fd
-        self._signalled = False
+        self.signalled = False
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, _number: int, _frame: object) -> None:
-        self._signalled = True
+        self.signalled = True
 
     def __call__(self) -> bool:
-        return self._signalled or (
+        return self.signalled or (
             self._lock_fd is not None and os.fstat(self._lock_fd).st_size > 0
         )
 
