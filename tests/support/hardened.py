@@ -24,9 +24,8 @@ DONE = """
 User UMask CapabilityBoundingSet AmbientCapabilities NoNewPrivileges ProtectSystem ReadWritePaths
 ProtectHome InaccessiblePaths DevicePolicy DeviceAllow PrivateTmp PrivateIPC PrivateNetwork
 RestrictAddressFamilies RestrictNamespaces RestrictSUIDSGID MemoryDenyWriteExecute
-LockPersonality RestrictRealtime
-ProtectProc ProcSubset ProtectControlGroups ProtectKernelTunables SystemCallErrorNumber
-SystemCallFilter StandardOutput StandardError
+LockPersonality RestrictRealtime ProtectProc ProcSubset ProtectControlGroups ProtectKernelTunables
+SystemCallErrorNumber SystemCallFilter StandardOutput StandardError LogsDirectory
 """
 """What is done here."""
 LEFT = """
@@ -35,7 +34,7 @@ ProtectKernelModules KeyringMode RemoveIPC IPAddressDeny
 ExecStart Environment Type NotifyAccess ExecReload Restart RestartSec RestartPreventExitStatus
 WatchdogSec TimeoutStartSec TimeoutStopSec OOMScoreAdjust OOMPolicy KillMode Delegate
 DelegateSubgroup MemoryMax TasksMax LimitNOFILE CPUWeight IOWeight Nice IOSchedulingClass
-LogsDirectory AppArmorProfile SELinuxContext
+AppArmorProfile SELinuxContext
 """
 """What is not: denied by the above as well, or the manager's own to do."""
 UNDERSTOOD = frozenset((DONE + LEFT).split())
@@ -194,12 +193,22 @@ def _output(told: dict[str, Any]) -> None:
         os.dup2(file, 2)
 
 
+def _logs(told: dict[str, Any]) -> None:
+    """A directory for logs, made as the account's."""
+    if name := told.get("LogsDirectory"):
+        user = pwd.getpwnam(told["User"])
+        path = Path("/var/log", name)
+        path.mkdir(parents=True, exist_ok=True)
+        os.chown(path, user.pw_uid, user.pw_gid)
+
+
 def main() -> None:
     """Become what the unit says."""
     told = json.loads(sys.argv[1])
     home = pwd.getpwnam(told["User"]).pw_dir if "User" in told else "/root"
     os.environ |= {"HOME": home, "LC_ALL": "C.UTF-8"}
     _output(told)
+    _logs(told)
     if told["listen"]:
         _listen(told["listen"])
     _enter(told)

@@ -44,6 +44,7 @@ LISTS = frozenset(
     + ("DeviceAllow",)
 )
 ALICE = "alice@BUILD.TEST"
+AUDIT = Path("/var/log/invirtibuilder/audit/audit.jsonl")
 SPOOL = Path("/var/spool/invirtibuilder-test")
 METRICS = Path("/var/lib/prometheus/node-exporter/invirtibuilder.prom")
 FOUND = Path("/run/invirtibuilder/fsck")
@@ -213,7 +214,7 @@ def configure(system: Installed, web: Web) -> None:
     told = {
         "mail": {"MAIL_TO": "root", "MAIL_FROM": "builder@example.org"},
         "webhook": {"WEBHOOK_URL": f"http://127.0.0.1:{web.server_port}/"},
-        "audit": {"AUDIT_FILE": "/var/log/invirtibuilder/audit"},
+        "audit": {"AUDIT_FILE": str(AUDIT)},
     }
     value["hooks"] = [
         {"program": f"/usr/share/invirtibuilder/hooks.d/{name}", "environment": settings}
@@ -225,7 +226,6 @@ def configure(system: Installed, web: Web) -> None:
     value["pockets"]["dev"]["acl"]["submit"].append({"command": "/usr/share/invirtibuilder/who"})
     system.path(CONFIG).write_text(yaml.safe_dump(value))
     system.sh('install -d -o mail -g mail -m 770 "$1"', SPOOL)
-    system.sh("install -d -o ib-notify -m 755 /var/log/invirtibuilder")
 
 
 @pytest.fixture
@@ -296,7 +296,7 @@ def samples(text: str) -> set[str]:
 
 def audited(system: Installed) -> set[str]:
     """The events that the audit's file has."""
-    lines = system.run("cat", "/var/log/invirtibuilder/audit", check=False).text.splitlines()
+    lines = system.run("cat", AUDIT, check=False).text.splitlines()
     return {json.loads(line)["id"] for line in lines}
 
 
