@@ -228,8 +228,10 @@ def test_nothing_of_it_is_published(line: Line, monkeypatch: pytest.MonkeyPatch)
 
     def export(self: Reprepro, **options: Any) -> None:
         real(self, **options)
-        packages(self.private / "dists/staging", plus())
-        signed_off(self.private / "dists/staging")
+        # Not what is tried on a copy, when something is wrong: there is no such thing there.
+        if not self.trial:
+            packages(self.private / "dists/staging", plus())
+            signed_off(self.private / "dists/staging")
 
     monkeypatch.setattr(Reprepro, "export", export)
     job = line.run(line.job("staging", "hello"))
