@@ -6,6 +6,8 @@ has this machine's network, since nothing in it listens on more than the loopbac
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -75,6 +77,25 @@ class Machine:
         """Run a command in it as root."""
         environment = {"HOME": "/root", "DEBIAN_FRONTEND": "noninteractive", **(env or {})}
         return run([*self.before, *argv], env=environment, check=check, timeout=timeout)
+
+    def listening(self) -> dict[str, str]:
+        """Each address, in hexadecimal, at which a process of it listens, and the process."""
+        sockets = {}
+        for name in ("tcp", "tcp6", "udp", "udp6"):
+            for line in Path("/proc/net", name).read_text().splitlines()[1:]:
+                words = line.split()
+                if words[3] == ("0A" if name.startswith("tcp") else "07"):
+                    sockets[f"socket:[{words[9]}]"] = f"{name} {words[1]}"
+        found: dict[str, str] = {}
+        own = Path(f"/proc/{self.pid}/ns/pid").stat()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if not os.path.samestat((process / "ns/pid").stat(), own):
+                    continue
+                said = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                links = (str(fd.readlink()) for fd in (process / "fd").iterdir())
+                found |= {sockets[link]: said for link in links if link in sockets}
+        return found
 
 
 @contextmanager
