@@ -90,6 +90,9 @@ class Place:
         # A daemon that reads it meanwhile sees the old one or the new one, whole.
         beside = self.config.with_suffix(".new")
         beside.write_text(text)
+        before = self.config.stat()
+        os.chown(beside, before.st_uid, before.st_gid)
+        beside.chmod(before.st_mode)
         beside.replace(self.config)
 
     def hook(
