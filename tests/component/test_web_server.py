@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +160,9 @@ def another_pocket(web: Web) -> None:
     shutil.copytree(web.folder / "dev", target, symlinks=True)
     number = (target / "dists").readlink().parts[1]
     (target / "publications" / number / "dists/dev").rename(web.dist.resolve(strict=False))
+    # Else a client that has one of the same second asks for nothing newer.
+    later = time.time() + 60
+    os.utime(web.dist / "InRelease", (later, later))
 
 
 def test_another_pockets_state_is_refused_where_the_pocket_was_known(web: Web) -> None:
