@@ -72,10 +72,7 @@ def work(
                 reasons: list[Reason] = []
                 blame = Blame.PACKAGE
             except (Fault, OSError) as error:
-                if stop.signalled:
-                    # As when the machine goes down, with the build's processes: no verdict is one.
-                    raise Cancelled("the worker was told to end; the order is lost") from error
-                fault = error if isinstance(error, Fault) else _of_the_machine(error)
+                fault = _of_the_order(error, stop)
                 report = {}
                 reasons = list(fault.reasons)
                 blame = fault.blame
@@ -114,6 +111,14 @@ def _end(order: Order, manifest: Manifest, log: Log) -> str:
     return end
 
 
+def _of_the_order(error: Fault | OSError, stop: _StopWord) -> Fault:
+    """What a failure says of the order. Raises Cancelled when it says nothing."""
+    if stop.signalled:
+        # As when the machine goes down, with all the build's processes.
+        raise Cancelled("the worker was told to end; the order is lost") from error
+    return error if isinstance(error, Fault) else _of_the_machine(error)
+
+
 def _of_the_machine(error: OSError) -> Fault:
     """What an error of ours means: a full disk will not be one for ever. Raises all others."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -141,9 +146,7 @@ class _StopWord:
         self.signalled = True
 
     def __call__(self) -> bool:
-        return self.signalled or (
-            self._lock_fd is not None and os.fstat(self._lock_fd).st_size > 0
-        )
+        return self.signalled or (self._lock_fd is not None and os.fstat(self._lock_fd).st_size > 0)
 
 
 @contextmanager
