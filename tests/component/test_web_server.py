@@ -74,6 +74,13 @@ def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
     data = change(path.read_bytes())
     path.unlink()
     path.write_bytes(data)
+    newer(path)
+
+
+def newer(path: Path) -> None:
+    """Else a client that has one of the same second is told that nothing has changed."""
+    later = time.time() + 60
+    os.utime(path, (later, later))
 
 
 def altered(web: Web) -> None:
@@ -94,6 +101,7 @@ def of_another_key(web: Web) -> None:
     for name, how in (("InRelease", "--clearsign"), ("Release.gpg", "--detach-sign")):
         (web.dist / name).unlink()
         run([*gpg, "--armor", "--output", web.dist / name, how, web.dist / "Release"])
+        newer(web.dist / name)
     run(["gpgconf", "--homedir", home, "--kill", "all"])
 
 
@@ -160,9 +168,7 @@ def another_pocket(web: Web) -> None:
     shutil.copytree(web.folder / "dev", target, symlinks=True)
     number = (target / "dists").readlink().parts[1]
     (target / "publications" / number / "dists/dev").rename(web.dist.resolve(strict=False))
-    # Else a client that has one of the same second asks for nothing newer.
-    later = time.time() + 60
-    os.utime(web.dist / "InRelease", (later, later))
+    newer(web.dist / "InRelease")
 
 
 def test_another_pockets_state_is_refused_where_the_pocket_was_known(web: Web) -> None:
