@@ -165,6 +165,17 @@ def test_a_clock_that_goes_back(tmp_path: Path) -> None:
             run(["dpkg", "--compare-versions", lower, "lt", higher])
 
 
+def waited(site: CrashSite, job: Job) -> Status:
+    """The job's status as it was seen waiting: not for long, the next look may find it running."""
+
+    def waiting() -> Status | None:
+        status = job.status
+        return status if status.state == State.WAITING else None
+
+    found: Status = until(waiting, site.told())
+    return found
+
+
 def test_a_key_that_is_away_for_a_while() -> None:
     """What was built waits for it, and is not built again."""
     with crash_site("key", names=("alpha",)) as site:
@@ -176,12 +187,7 @@ def test_a_key_that_is_away_for_a_while() -> None:
         pid = site.start(drain=False)
         job = until(lambda: site.jobs().get(job_id))
 
-        def waiting() -> Status | None:
-            # It does not wait for long: the next look may find it running.
-            status = job.status
-            return status if status.state == State.WAITING else None
-
-        status = until(waiting, site.told())
+        status = waited(site, job)
         assert "is not in" in status.reasons[0]["message"]
         assert status.stage == "publish"
         shutil.rmtree(kept, ignore_errors=True)
@@ -211,11 +217,7 @@ def test_a_key_that_is_locked_is_waited_for() -> None:
         pid = site.start(drain=False)
         job = until(lambda: site.jobs().get(job_id))
 
-        def waiting() -> Status | None:
-            status = job.status
-            return status if status.state == State.WAITING else None
-
-        status = until(waiting, site.told())
+        status = waited(site, job)
         assert (status.stage, status.reasons[0]["code"]) == ("publish", "key-locked")
         os.kill(pid, signal.SIGTERM)
         assert site.wait() == 0
