@@ -1,14 +1,17 @@
 """A site's state made anew from git, the pool and kept artifacts: there is no other database.
 
 What the superproject records comes back: jobs that published, reprepro's databases, what clients
-see, the store of upstream tarballs. What never was in git does not: jobs that published nothing,
-logs, deliveries of events, and what only a job had kept (.buildinfo files).
+see, what they saw before as far as retention keeps it, the store of upstream tarballs. What never
+was in git does not: jobs that published nothing, logs, deliveries of events, and what only a job
+had kept (.buildinfo files).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
+import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder import files, hosting, model
-from invirtibuilder.errors import Fault
+from invirtibuilder.errors import Fault, Refused
 from invirtibuilder.fsck import content, indices
 from invirtibuilder.fsck.findings import Memory
 from invirtibuilder.jobs import Job, Status
@@ -53,7 +56,7 @@ def rebuild(context: Context) -> Generator[str]:
     for pocket in context.site.pockets.values():
         try:
             yield from _archive(context, pocket)
-            yield from _given_up(context, pocket)
+            yield from _earlier(context, pocket)
             hosting.ensure_pocket(context, pocket)
         except Fault as fault:
             yield f"{pocket.name}: cannot be made anew: {fault}"
@@ -231,13 +234,84 @@ def _archive(context: Context, pocket: Pocket) -> Iterator[str]:
         yield f"{pocket.name}: publication {number}, which clients see"
 
 
-def _given_up(context: Context, pocket: Pocket) -> Iterator[str]:
-    """Earlier publications are not made again: from now on they are not missing."""
-    with transaction.settled(context, pocket) as (archive, _):
-        if gone := indices.missing(archive.publications, content.state_of(context, pocket)):
-            archive.publications.keep_from(gone[-1] + 1)
-            numbers = ", ".join(map(str, gone))
+def _earlier(context: Context, pocket: Pocket) -> Iterator[str]:
+    """The publications before that retention keeps, as far as all of their files are kept.
+
+    Each is signed anew, so its Date is of now. Those that are gone are from now on not missing.
+    """
+    with transaction.settled(context, pocket) as (archive, lock_fd):
+        state = content.state_of(context, pocket)
+        since = archive.publications.kept_from
+        wanted = {n: c for n, c in _kept_states(context, pocket, state).items() if n >= since}
+        memory = Memory(context.site.directory / "run" / "fsck.json", full=True)
+        there = {
+            number
+            for number in archive.publications.numbers()
+            if not _broken(context, pocket, state, memory, number)
+        }
+        shown = {archive.publications.commit(number) for number in there}
+        todo = {n: c for n, c in wanted.items() if n not in there and c not in shown}
+        if state.tip and todo:
+            archive.reprepro.begin()
+            try:
+                yield from _made_again(context, pocket, archive, lock_fd, state.tip, todo)
+            finally:
+                # It has the newest state again.
+                archive.reprepro.restore()
+        made = set(archive.publications.numbers())
+        if gone := {*(todo.keys() - made), *indices.missing(archive.publications, state)}:
+            archive.publications.keep_from(max(gone) + 1)
+            numbers = ", ".join(map(str, sorted(gone)))
             yield f"{pocket.name}: publications that are gone and do not come back: {numbers}"
+
+
+def _kept_states(context: Context, pocket: Pocket, state: content.State) -> dict[int, str]:
+    """The commit of each publication before the newest that retention keeps, newest first."""
+    newest: dict[int, Commit] = {}
+    for commit in state.history:
+        number = commit.trailers.get("Publication", "")
+        if number.isdigit():
+            newest.setdefault(int(number), commit)
+    old = context.clock() - timedelta(seconds=pocket.retention.seconds)
+    states = list(newest.items())
+    return {
+        number: commit.id
+        for at, ((_, by), (number, commit)) in enumerate(itertools.pairwise(states))
+        if at < pocket.retention.publications or by.date >= old
+    }
+
+
+def _made_again(
+    context: Context,
+    pocket: Pocket,
+    archive: Archive,
+    lock_fd: int,
+    tip: str,
+    todo: Mapping[int, str],
+) -> Iterator[str]:
+    """Publications of earlier states, from the newest backwards, in a transaction."""
+    publications, superproject = archive.publications, context.superproject
+    here = tip
+    for number, commit in todo.items():
+        now, then = superproject.record_ids(here), superproject.record_ids(commit)
+        names = {name for name, _ in now.items() ^ then.items()}
+        records = {name: superproject.record_at(commit, name) for name in sorted(names)}
+        try:
+            database.exchanged(context, pocket, archive, records, lock_fd=lock_fd)
+        except Refused as refused:
+            yield f"{pocket.name}: publication {number} cannot be made again: {refused}"
+            continue
+        here = commit
+        archive.reprepro.export(lock_fd=lock_fd)
+        time.sleep(min(publications.pause(context.clock()), transaction.MAX_PAUSE))
+        publications.stage(
+            number,
+            date=publications.next_date(context.clock()),
+            valid_for=pocket.valid_for,
+            commit=commit,
+            sign=context.signer(pocket).sign,
+        )
+        yield f"{pocket.name}: publication {number}, an earlier one"
 
 
 def _broken(

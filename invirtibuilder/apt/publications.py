@@ -78,12 +78,17 @@ class Publications:
         return self.root / "private" / "oldest"
 
     @property
-    def oldest(self) -> int:
-        """From this one on each state that was published is kept, by its first publication."""
+    def kept_from(self) -> int:
+        """What `keep_from` was told last; 0 when that is lost, or was never told."""
         try:
             return int(files.read_capped(self._oldest, limit=20))
         except (FileNotFoundError, ValueError):
-            return min(self.numbers(), default=0)
+            return 0
+
+    @property
+    def oldest(self) -> int:
+        """From this one on each state that was published is kept, by its first publication."""
+        return self.kept_from or min(self.numbers(), default=0)
 
     def keep_from(self, number: int) -> None:
         """That none before this one needs to be there any more."""
@@ -189,12 +194,15 @@ class Publications:
         if again is None:
             indices |= _pack(dist, [n for n in indices if n.endswith(PACKED)])
         text = release_text(self._release(exported), indices, date, valid_for, commit)
-        self._write_signed(dist, text, date, sign)
-        for path in (new, *new.rglob("*")):
-            if not path.is_symlink():
-                path.chmod(0o755 if path.is_dir() else 0o644)
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            # gpg takes its time.
+            signing = beside.submit(self._write_signed, dist, text, date, sign)
+            _make_public(new)
+            files.sync_all(path for name in indices if (path := dist / name).is_file())
+            self._fill_store(dist, indices)
+            signing.result()
+        _make_public(dist)
         files.sync_tree(new)
-        self._fill_store(dist, indices)
         self.drop(number)
         new.rename(self.path(number))
         files.sync_directory(self._all)
@@ -346,6 +354,13 @@ class Publications:
         for file in self._store.iterdir():
             if file.name not in named:
                 file.unlink()
+
+
+def _make_public(folder: Path) -> None:
+    """Let everybody read it, whatever the modes of what it was copied from."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _pack(dist: Path, names: Sequence[str]) -> dict[str, tuple[str, int]]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from invirtibuilder import files, model
 from invirtibuilder.errors import Reason, Refused
-from invirtibuilder.gitrepo import Repository
+from invirtibuilder.gitcmd import Move
+from invirtibuilder.gitrepo import JOBS, Repository
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages import uploads
 from invirtibuilder.stages.context import Context
@@ -141,17 +142,21 @@ def _same_commit(repository: Repository, tag: str, target: str) -> bool:
     return here is not None and here == there
 
 
-def make_refs(repository: Repository, refs: Mapping[str, str], there: Mapping[str, str]) -> None:
+def make_refs(
+    repository: Repository, refs: Mapping[str, str], there: Mapping[str, str], job: str
+) -> None:
     """Make what `written` gave, after the commit point, with all refs that are `there`.
 
-    Safe to repeat.
+    Those that held the objects for the job go. Safe to repeat.
     """
     right = [
         name
         for name, target in refs.items()
         if name in there and (there[name] == target or _same_commit(repository, name, target))
     ]
-    repository.set_refs({name: (None, refs[name]) for name in refs.keys() - set(right)})
+    moves: dict[str, Move] = {name: (None, refs[name]) for name in refs.keys() - set(right)}
+    held = {n: oid for n, oid in there.items() if n.startswith(f"{JOBS}{job}/")}
+    repository.set_refs(moves | {name: (oid, None) for name, oid in held.items()})
     repository.sync_refs(right)
 
 

@@ -90,14 +90,36 @@ def filled(context: Context, pocket: Pocket, archive: Archive, *, lock_fd: int) 
     if odd := sorted(pins.keys() ^ records.keys()):
         raise MachineFault(f"{pocket.branch} does not both pin and record {odd[0]}")
     archive.reprepro.empty()
-    sources = {package: record["binaries"] for package, record in records.items()}
+    exchanged(context, pocket, archive, records, lock_fd=lock_fd)
+
+
+def exchanged(
+    context: Context,
+    pocket: Pocket,
+    archive: Archive,
+    records: Mapping[str, Mapping[str, Any] | None],
+    *,
+    lock_fd: int,
+) -> None:
+    """Have the database say of these sources what their records say; without one, nothing.
+
+    In a transaction. Raises Fault; as Refused, when a recorded file is no longer kept, before
+    anything was done.
+    """
+    coming = {
+        package: uploads.kept_upload(context, pocket, record)
+        for package, record in sorted(records.items())
+        if record is not None
+    }
+    sources = {package: record["binaries"] if record else () for package, record in records.items()}
     exchange = Exchange(archive.reprepro, sources, lock_fd=lock_fd)
     with tempfile.TemporaryDirectory(prefix=".rebuild.", dir=context.site.jobs) as name:
-        for package, record in sorted(records.items()):
-            upload = uploads.kept_upload(context, pocket, record)
+        for package, upload in coming.items():
+            record = records[package] or {}
             date = datetime.fromisoformat(str(record["published"]))
             changes = uploads.gathered(upload, Path(name, package), pocket.codename, date)
-            exchange.add(changes, package, upload.version)
+            allowed = upload.packages if pocket.allow_takeover else ()
+            exchange.add(changes, package, upload.version, take_over=allowed)
         exchange.prove()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,7 @@ from invirtibuilder import files, model
 from invirtibuilder.apt.exchange import Exchange
 from invirtibuilder.apt.exported import Expected
 from invirtibuilder.errors import Fault
-from invirtibuilder.gitrepo import JOBS, Repository
+from invirtibuilder.gitrepo import Repository
 from invirtibuilder.jobs import Job
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages import changes, database, uploads
@@ -205,10 +206,9 @@ def _transact(session: _Session, together: Sequence[Ready]) -> None:
     number = max([0, *archive.publications.numbers()]) + 1
     names = {change.package for ready in together for change in ready.changes}
     date = archive.publications.next_date(context.clock())
-    intent = _intent(session, together, number, date)
-    files.write_json(archive.reprepro.private / INTENT, intent)
+    intent, expected = _prepared(session, together, number, date)
     try:
-        expected = _fill(session, together, date)
+        files.write_json(archive.reprepro.private / INTENT, intent)
         archive.publications.stage(
             number,
             date=date,
@@ -229,7 +229,8 @@ def _transact(session: _Session, together: Sequence[Ready]) -> None:
                     for one in ready.changes:
                         uploads.keep_origs(context.site.origs, one.upload)
             context.superproject.move(pocket.branch, intent["commit"], intent["parent"])
-            _make_refs(context, intent, there)
+            # The locks are held until the tags are there.
+            _finished(context, archive, pocket, intent, there)
     except BaseException as error:
         if not _committed(context, pocket, intent, error):
             _undo(archive, intent)
@@ -237,8 +238,26 @@ def _transact(session: _Session, together: Sequence[Ready]) -> None:
         if not isinstance(error, Exception):
             raise
         _finished(context, archive, pocket, intent)
-    else:
-        _finished(context, archive, pocket, intent, refs=False)
+
+
+def _prepared(
+    session: _Session, together: Sequence[Ready], number: int, date: datetime
+) -> tuple[dict[str, Any], Expected]:
+    """What is intended, and what reprepro made of it, at the same time; or nothing was."""
+    for ready in together:
+        with _blamed(ready):
+            for one in ready.changes:
+                uploads.same_origs(session.context.site.origs, one.upload)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        writing = beside.submit(_intent, session, together, number, date)
+        try:
+            expected = _fill(session, together, date)
+            return writing.result(), expected
+        except BaseException:
+            _undo(session.archive, None)
+            # If that failed, too, it says more.
+            writing.result()
+            raise
 
 
 def _committed(
@@ -309,7 +328,6 @@ def _intent(
             intended: list[dict[str, Any]] = []
             with _blamed(ready):
                 for change in ready.changes:
-                    uploads.same_origs(context.site.origs, change.upload)
                     intended.append(
                         changes.written(
                             context, pocket, change, chain=chain, number=number, date=date
@@ -327,11 +345,14 @@ def _refs(repository: Repository) -> dict[str, str]:
 
 
 def _make_refs(
-    context: Context, intent: dict[str, Any], there: Mapping[str, Mapping[str, str]]
+    context: Context, intent: dict[str, Any], there: Mapping[str, Mapping[str, str]] | None
 ) -> None:
+    """With all the refs that are there already, by package; None: look."""
     for change in _changes(intent):
-        repository = context.repository(change["package"])
-        changes.make_refs(repository, change["refs"], there[change["package"]])
+        name, job = change["package"], change["job"]
+        repository = context.repository(name)
+        seen = _refs(repository) if there is None else there[name]
+        changes.make_refs(repository, change["refs"], seen, job)
 
 
 def _finished(
@@ -339,19 +360,11 @@ def _finished(
     archive: Archive,
     pocket: Pocket,
     intent: dict[str, Any],
-    *,
-    refs: bool = True,
+    there: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
-    """`_finish`, or Wait: it is published, so nothing may fail it any more.
-
-    Without `refs` they have just been made.
-    """
+    """`_finish`, or Wait: it is published, so nothing may fail it any more."""
     try:
-        if refs:
-            names = [change["package"] for change in _changes(intent)]
-            there = {name: _refs(context.repository(name)) for name in names}
-            _make_refs(context, intent, there)
-        _finish(context, archive, pocket, intent)
+        _finish(context, archive, intent, there)
     except (Fault, OSError) as error:
         for job in _jobs(context, intent):
             job.write_fact(COMMITTED, {"commit": intent["commit"]})
@@ -359,18 +372,22 @@ def _finished(
         raise Wait(why, context.clock() + AGAIN) from error
 
 
-def _finish(context: Context, archive: Archive, pocket: Pocket, intent: dict[str, Any]) -> None:
-    """Every step can be repeated."""
-    if archive.publications.current() != intent["publication"]:
-        archive.publications.switch(intent["publication"])
-    archive.reprepro.commit()
+def _finish(
+    context: Context,
+    archive: Archive,
+    intent: dict[str, Any],
+    there: Mapping[str, Mapping[str, str]] | None,
+) -> None:
+    """Every step can be repeated. Git's part and the archive's are done at the same time."""
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        making = beside.submit(_make_refs, context, intent, there)
+        if archive.publications.current() != intent["publication"]:
+            archive.publications.switch(intent["publication"])
+        archive.reprepro.commit()
+        making.result()
     # Before the intent goes: later there may be other records in their place.
     for job in _jobs(context, intent):
         _write_facts(context, job, intent)
-    for change in _changes(intent):
-        repository = context.repository(change["package"])
-        if repository.path.is_dir():
-            repository.hold(f"{JOBS}{change['job']}", {})
     (archive.reprepro.private / INTENT).unlink(missing_ok=True)
     files.sync_directory(archive.reprepro.private)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from invirtibuilder import rebuild
+from invirtibuilder.apt.publications import Publications
 from invirtibuilder.errors import Exit
 from invirtibuilder.jobs import Job
 from invirtibuilder.run import run
@@ -78,14 +82,21 @@ LOST: dict[str, Callable[[Path], object]] = {
 }
 
 
+def _publications(place: Place) -> Publications:
+    return place.context.archive(place.site.pockets["staging"]).publications
+
+
 @pytest.mark.parametrize("what", LOST)
 def test_what_is_lost_comes_back(made: Made, tmp_path: Path, what: str) -> None:
     place, _, repo, before = made
     told = {name: (job.status, job.request, job.need("publish")) for name, job in before.items()}
     records = place.context.superproject.records("staging")
+    numbers = _publications(place).numbers()
     LOST[what](place.directory)
     done = place.cli("rebuild-state")
     assert done.code == Exit.OK, (done.text, done.err)
+    # The first one was empty.
+    assert set(_publications(place).numbers()) >= set(numbers[1:])
     assert place.cli("fsck", "--full").code == Exit.OK
     assert place.cli("rebuild-state").text == "nothing was missing"
     assert place.context.superproject.records("staging") == records
@@ -117,6 +128,44 @@ def test_what_is_lost_comes_back(made: Made, tmp_path: Path, what: str) -> None:
     apt.update()
     assert apt.candidate("greet") == "1.2"
     assert place.cli("fsck").code == Exit.OK
+
+
+def test_earlier_states_come_back_and_stay(made: Made, tmp_path: Path) -> None:
+    place, _, _, _ = made
+    _everything(place.directory)
+    assert place.cli("rebuild-state").code == Exit.OK
+    place.cli("gc", check=True)
+    first = place.context.superproject.history("staging")[-1]
+    apt = AptClient(folder=tmp_path)
+    apt.configure(place.cli("sources", "staging", "--at", first.id, check=True).text + "\n")
+    apt.update()
+    assert (apt.candidate("greet"), apt.candidate("other")) == ("1.0", "")
+    assert apt.download("greet-doc")
+    assert place.cli("fsck", "--full").code == Exit.OK
+
+
+def test_an_earlier_state_with_a_lost_file_is_given_up(made: Made) -> None:
+    place, _, _, _ = made
+    _everything(place.directory)
+    pool = place.site.archive / "staging/pool"
+    (lost,) = pool.rglob("greet-doc_1.0_*.deb")
+    lost.unlink()
+    done = place.cli("rebuild-state")
+    assert done.code == Exit.OK, (done.text, done.err)
+    told = "cannot be made again: greet 1.0: greet-doc_1.0_all.deb is no longer kept"
+    assert {f"staging: publication {n} {told}" for n in (2, 3)} <= set(done.text.splitlines())
+    assert _publications(place).numbers() == [4]
+    assert place.cli("fsck").code == Exit.OK
+    assert place.cli("rebuild-state").text == "nothing was missing"
+
+
+def test_what_retention_does_not_keep_does_not_come_back(made: Made) -> None:
+    place, _, _, _ = made
+    place.edit("  staging:\n", "  staging:\n    retention: {publications: 1, time: 1d}\n")
+    _everything(place.directory)
+    later = datetime.now(UTC) + timedelta(days=2)
+    list(rebuild.rebuild(replace(place.context, clock=lambda: later)))
+    assert _publications(place).numbers() == [3, 4]
 
 
 def test_a_published_version_goes_on_to_another_pocket_after_a_loss(made: Made) -> None:
