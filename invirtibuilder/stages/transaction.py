@@ -206,9 +206,10 @@ def _transact(session: _Session, together: Sequence[Ready]) -> None:
     number = max([0, *archive.publications.numbers()]) + 1
     names = {change.package for ready in together for change in ready.changes}
     date = archive.publications.next_date(context.clock())
-    intent, expected = _prepared(session, together, number, date)
+    intent, exchange = _begun(session, together, number, date)
     try:
         files.write_json(archive.reprepro.private / INTENT, intent)
+        expected = _fill(session, together, exchange, date)
         archive.publications.stage(
             number,
             date=date,
@@ -240,22 +241,20 @@ def _transact(session: _Session, together: Sequence[Ready]) -> None:
         _finished(context, archive, pocket, intent)
 
 
-def _prepared(
+def _begun(
     session: _Session, together: Sequence[Ready], number: int, date: datetime
-) -> tuple[dict[str, Any], Expected]:
-    """What is intended, and what reprepro made of it, at the same time; or nothing was."""
-    for ready in together:
-        with _blamed(ready):
-            for one in ready.changes:
-                uploads.same_origs(session.context.site.origs, one.upload)
+) -> tuple[dict[str, Any], Exchange]:
+    """What is intended, and reprepro's open transaction, without what goes, made at the same time.
+
+    Raises what is in the way, of git rather than of reprepro; then nothing was begun.
+    """
     with ThreadPoolExecutor(max_workers=1) as beside:
         writing = beside.submit(_intent, session, together, number, date)
         try:
-            expected = _fill(session, together, date)
-            return writing.result(), expected
+            exchange = _exchange(session, together)
+            return writing.result(), exchange
         except BaseException:
             _undo(session.archive, None)
-            # If that failed, too, it says more.
             writing.result()
             raise
 
@@ -280,22 +279,21 @@ def _blamed(ready: Ready) -> Iterator[None]:
         raise _Culprit(ready, error) from error
 
 
-def _fill(session: _Session, together: Sequence[Ready], date: datetime) -> Expected:
-    """reprepro's part: all that comes and goes, and one export, on a saved database.
+def _exchange(session: _Session, together: Sequence[Ready]) -> Exchange:
+    """reprepro's part begins, on a saved database: what goes, or is replaced, is taken out."""
+    session.archive.reprepro.begin()
+    coming = {
+        change.package: change.upload.packages if change.upload else ()
+        for ready in together
+        for change in ready.changes
+    }
+    return Exchange(session.archive.reprepro, coming, lock_fd=session.lock_fd)
 
-    Says what that may have changed.
-    """
-    reprepro, lock_fd = session.archive.reprepro, session.lock_fd
-    reprepro.begin()
-    exchange = Exchange(
-        reprepro,
-        {
-            change.package: change.upload.packages if change.upload else ()
-            for ready in together
-            for change in ready.changes
-        },
-        lock_fd=lock_fd,
-    )
+
+def _fill(
+    session: _Session, together: Sequence[Ready], exchange: Exchange, date: datetime
+) -> Expected:
+    """All that comes, and one export. Says what that may have changed."""
     for ready in together:
         with _blamed(ready):
             folder = ready.job.directory / "upload"
@@ -309,7 +307,7 @@ def _fill(session: _Session, together: Sequence[Ready], date: datetime) -> Expec
                 )
             files.remove_tree(folder)
     exchange.prove()
-    reprepro.export(lock_fd=lock_fd)
+    session.archive.reprepro.export(lock_fd=session.lock_fd)
     return exchange.expected
 
 
@@ -328,6 +326,7 @@ def _intent(
             intended: list[dict[str, Any]] = []
             with _blamed(ready):
                 for change in ready.changes:
+                    uploads.same_origs(context.site.origs, change.upload)
                     intended.append(
                         changes.written(
                             context, pocket, change, chain=chain, number=number, date=date
