@@ -93,7 +93,8 @@ def main() -> None:
                 if fork() == 0:
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     server.close()
-                    connection.sendall(b"started\n")
+                    with suppress(OSError):
+                        connection.sendall(b"started\n")
                     connection.close()
                     serve(fds, path, share, random.Random(f"{seed}.{number}"), freeze)
                     os._exit(0)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from invirtibuilder import hosting
+from invirtibuilder.entries import OF_THE_SITE
 from invirtibuilder.errors import Exit, Fault
 from invirtibuilder.fsck import check as fsck
 from invirtibuilder.jobs import Job, Jobs
@@ -47,6 +48,8 @@ SHORT = {
 
 
 LOST = {"worker-lost", "part-failed"}
+MOVED = {"overtaken", "not-newer"}
+"""Why a submission may be refused: a rollback was quicker."""
 LONGEST = 120.0
 """Seconds that a life may last."""
 
@@ -79,6 +82,18 @@ class CrashSite:
         Spool(self.place.site.queue).put(request)
         self.asked.append(request)
         return request
+
+    def act(self, action: str, *args: str) -> Request:
+        """Queue an administrator's act, or a rollback."""
+        request = Request.new(action, args, principal=ME, via="test")
+        Spool(self.place.site.queue).put(request)
+        self.asked.append(request)
+        return request
+
+    def roll_back(self, pocket: str) -> Request | None:
+        """Queue the way back to one of the pocket's last states, if it has had several."""
+        states = self.place.context.superproject.history(pocket)[1:4]
+        return self.act("rollback", pocket, self.chance.choice(states).id) if states else None
 
     def live(self, *, after: float | None = None, **life: Any) -> int:
         """One life of the daemon; `after` seconds it is killed. Its exit code."""
@@ -192,12 +207,20 @@ class CrashSite:
             there = run([*git, "for-each-ref", branch]).text
             log = run([*git, "log", "--reverse", form, branch, "--"]).text.split() if there else []
             published = [job.id for job in ours if job.status.state == State.PUBLISHED]
+            # A rollback has a commit for each package.
+            back = {job.id for job in ours if job.request.action == "rollback"}
+            log = [job for job in log if job not in back] + sorted(back & set(log))
             assert sorted(log) == sorted(published), (pocket.name, self.told())
         for job in jobs.values():
             status = job.status
             why = (status, (job.directory / "journal").read_text(), self.told())
-            if job.request.action == "promote" and status.state == State.REFUSED:
-                # Nothing newer was there.
+            if job.request.action in OF_THE_SITE:
+                assert status.state == State.DONE, why
+                continue
+            if status.state == State.REFUSED:
+                # Another has moved the pocket meanwhile.
+                codes = {reason["code"] for reason in status.reasons}
+                assert job.request.action != "submit" or codes <= MOVED, why
                 continue
             assert status.state in (State.PUBLISHED, State.FAILED), why
             # A worker was lost too often; no death of a tool ends a job.
@@ -211,8 +234,9 @@ class CrashSite:
 
 
 def _target(job: Job) -> str:
-    """The pocket that a job publishes in."""
-    return job.request.args[1] if job.request.action == "promote" else job.request.args[0]
+    """The pocket that a job publishes in; none for an administrator's act."""
+    place = {"promote": 1, "submit": 0, "rollback": 0}.get(job.request.action)
+    return "" if place is None else job.request.args[place]
 
 
 def _versions(folder: Path, name: str, count: int) -> list[Repo]:
@@ -256,7 +280,7 @@ def crash_site(
     with contextlib.ExitStack() as stack:
         made = stack.enter_context(place())
         folder = made.log.parent
-        may = f"      promote: [{ME}]\n      cancel:"
+        may = f"      promote: [{ME}]\n      rollback: [{ME}]\n      cancel:"
         made.edit("      cancel:", may)
         wrappers = folder / "bin"
         lives.wrap(wrappers)
