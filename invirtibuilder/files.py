@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import secrets
 import shutil
 import stat
-import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -49,25 +50,21 @@ def sync_file(path: Path) -> None:
 
 def sync_all(paths: Iterable[Path]) -> None:
     """Sync files and directories at once: a file system puts what comes together into one write."""
-    todo = list(paths)
-    failed: list[OSError] = []
+    found = list(paths)
+    waiting = [_syncers(os.getpid()).submit(sync_file, path) for path in found[1:]]
+    try:
+        for path in found[:1]:
+            sync_file(path)
+    finally:
+        wait(waiting)
+    for each in waiting:
+        each.result()
 
-    def work() -> None:
-        with contextlib.suppress(IndexError):
-            while not failed:
-                try:
-                    sync_file(todo.pop())
-                except OSError as error:
-                    failed.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(min(len(todo), SYNCS) - 1)]
-    for thread in threads:
-        thread.start()
-    work()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise failed[0]
+@functools.cache
+def _syncers(_process: int) -> ThreadPoolExecutor:
+    """The threads that do that, a process's own: they do not outlive a fork."""
+    return ThreadPoolExecutor(SYNCS, "sync")
 
 
 def write_atomic(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from debian.deb822 import Changes
 
 from invirtibuilder import files, model
-from invirtibuilder.apt.exported import Expected
+from invirtibuilder.apt.exported import Expected, clash
 from invirtibuilder.apt.reprepro import Entry, Reprepro, refusal
-from invirtibuilder.errors import MachineFault, Malformed, PackageFault
+from invirtibuilder.errors import MachineFault, Malformed
 from invirtibuilder.run import Done
 
 CHANGES_LIMIT = 4 << 20
@@ -38,12 +38,19 @@ class Exchange:
 
     `sources` has the names of the binary packages that are to come with each source, none for
     one that goes. Everything that is there of these sources is taken out at once, so that their
-    versions may go backwards and no binary stays that a source has no more. Then `add` each that
-    comes, and `prove` the whole. Raises MachineFault, also without a transaction; then restore.
+    versions may go backwards and no binary stays that a source has no more. Nothing of those in
+    `upgraded`: each of their binary packages comes again, with a higher version, and reprepro
+    replaces it. Then `add` each that comes, and `prove` the whole. Raises MachineFault, also
+    without a transaction; then restore.
     """
 
     def __init__(
-        self, archive: Reprepro, sources: Mapping[str, Collection[str]], *, lock_fd: int
+        self,
+        archive: Reprepro,
+        sources: Mapping[str, Collection[str]],
+        *,
+        upgraded: Collection[str] = (),
+        lock_fd: int,
     ) -> None:
         if not archive.is_open():
             raise MachineFault(f"{archive.root.name}: no archive transaction is open")
@@ -51,8 +58,10 @@ class Exchange:
         self._sources = frozenset(map(model.package_name, sources))
         self._lock_fd = lock_fd
         self._added: list[_Added] = []
-        binaries = {name for names in sources.values() for name in names}
-        there = self._listed(binaries)
+        self._taken: set[str] = set()
+        others = {name: sources[name] for name in self._sources - set(upgraded)}
+        binaries = {name for names in others.values() for name in names}
+        there = self._listed(others, binaries) if others else []
         # The source and version that each binary package is of, as it becomes with each step.
         self._owners = {
             e.package: (e.source, e.source_version) for e in there if e.architecture != "source"
@@ -60,9 +69,9 @@ class Exchange:
         if gone := sorted({e.source for e in there if e.source in self._sources}):
             self._call("removesrcs", archive.codename, *gone)
 
-    def _listed(self, binaries: Collection[str]) -> list[Entry]:
-        """What there is of the sources, and of these binary packages."""
-        formula = [f"$Source (== {name})" for name in sorted(self._sources)]
+    def _listed(self, sources: Collection[str], binaries: Collection[str] = ()) -> list[Entry]:
+        """What there is of these sources, and of these binary packages."""
+        formula = [f"$Source (== {name})" for name in sorted(sources)]
         formula += [f"Package (== {model.package_name(name)})" for name in sorted(binaries)]
         where = " | ".join(formula) if len(formula) < MANY else ""
         return self._archive.listing(lock_fd=self._lock_fd, where=where)
@@ -79,7 +88,8 @@ class Exchange:
             raise Malformed(f"{source} was not to be exchanged")
         wanted = read_changes(changes, source, version)
         names = {n.split("_")[0] for n in wanted if n.endswith(PACKAGES)}
-        self._refuse_clash(names - set(take_over), source)
+        self._taken |= set(take_over)
+        self._refuse_clash(names - self._taken, source)
         done = self._call("include", self._archive.codename, str(changes))
         self._owners = {name: of for name, of in self._owners.items() if of[0] != source}
         self._owners |= dict.fromkeys(names, (source, version))
@@ -92,11 +102,7 @@ class Exchange:
             if name in self._owners and self._owners[name][0] != source
         )
         if clashes:
-            raise PackageFault(
-                "binary packages of another source: " + "; ".join(clashes),
-                hint="rename the binary package, or allow the takeover",
-                code="binary-clash",
-            )
+            raise clash(clashes)
 
     def prove(self) -> None:
         """See that all of it came about: reprepro's exit code 0 does not say so.
@@ -105,7 +111,7 @@ class Exchange:
         else of these sources is listed. Raises PackageFault with what reprepro said, or
         MachineFault.
         """
-        listed = [e for e in self._listed(()) if e.source in self._sources]
+        listed = [e for e in self._listed(self._sources) if e.source in self._sources]
         paths = set()
         for added in self._added:
             entries = [
@@ -127,7 +133,7 @@ class Exchange:
     def expected(self) -> Expected:
         """How what is exported may differ from what was published before."""
         wanted = {name: sha256 for each in self._added for name, sha256 in each.wanted.items()}
-        return Expected(sources=self._sources, added=wanted)
+        return Expected(sources=self._sources, added=wanted, taken=self._taken)
 
     def _proved(self, added: _Added, entries: Sequence[Entry]) -> Iterator[Path]:
         """The pool's file for each wanted name; raises when one is not listed or differs."""

@@ -8,12 +8,12 @@ letter for letter, or one of a file that was to come; and none is gone but those
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from invirtibuilder import files, model
-from invirtibuilder.errors import MachineFault
+from invirtibuilder.errors import MachineFault, PackageFault
 
 INDEX_LIMIT = 1 << 30
 END = b"\n\n"
@@ -22,13 +22,20 @@ _FIELD = re.compile(r"^([^\s:][^:\n]*):[ \t]*(.*(?:\n[ \t].*)*)", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What was to change: sources that were exchanged, and files that came, with their SHA-256."""
+    """What was to change: sources that were exchanged, and files that came, with their SHA-256.
+
+    `taken` are the binary packages that may have come from another source.
+    """
 
     sources: Collection[str]
     added: Mapping[str, str]
+    taken: Collection[str] = ()
 
     def prove(self, dist: Path, before: Path | None) -> None:
-        """Compare `dist` with that of the publication before. Raises MachineFault."""
+        """Compare `dist` with that of the publication before.
+
+        Raises MachineFault, and PackageFault (code binary-clash) for what is another source's.
+        """
         names = {str(p.relative_to(dist)) for p in dist.rglob("*") if p.is_file()}
         for name in sorted(names):
             if not known(name):
@@ -46,12 +53,16 @@ class Expected:
                 self._prove_binary(fields)
             else:
                 self._prove_source(fields)
-        may_go = {*self.sources, *(fields["package"] for fields in coming)}
+        replaced = {fields["package"] for fields in coming}
         for text in old - new:
             fields = _fields(text)
             package = fields["package"]
-            if not {fields.get("source", package).partition(" ")[0], package} & may_go:
-                raise _wrong(f"no {model.printable(package)} any more in {name}")
+            source = fields.get("source", package).partition(" ")[0]
+            if source in self.sources or (package in replaced and package in self.taken):
+                continue
+            if package in replaced:
+                raise clash([f"{package} belongs to {model.printable(source)}"])
+            raise _wrong(f"no {model.printable(package)} any more in {name}")
 
     def _prove_binary(self, fields: Mapping[str, str]) -> None:
         names = ("package", "version", "architecture")
@@ -147,6 +158,15 @@ def _matches(text: str) -> Iterator[tuple[str, str]]:
         yield match[1].strip().lower(), match[2]
     if text[end:].strip("\n"):
         raise _wrong(f"a paragraph that is none: {model.printable(text)[:200]}")
+
+
+def clash(which: Sequence[str]) -> PackageFault:
+    """A fault for binary packages that another source has."""
+    return PackageFault(
+        "binary packages of another source: " + "; ".join(which),
+        hint="rename the binary package, or allow the takeover",
+        code="binary-clash",
+    )
 
 
 def _wrong(what: str) -> MachineFault:

@@ -60,7 +60,8 @@ def _records(context: Context, job: Job, pocket: Pocket) -> Iterator[dict[str, A
     if kept == admitted["commit"]:
         wanted = (admitted["version"], admitted["commit"])
         for record in context.superproject.records_of(pocket.branch, job.package):
-            if (record["version"], record["commit"]) == wanted:
+            # One that has lost binary packages to another source is not the whole of it.
+            if (record["version"], record["commit"]) == wanted and not record.get("taken"):
                 yield record
 
 

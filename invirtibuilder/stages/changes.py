@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +15,7 @@ from invirtibuilder.gitrepo import JOBS, Repository
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages import uploads
 from invirtibuilder.stages.context import Context
+from invirtibuilder.stages.dependencies import owners
 from invirtibuilder.stages.uploads import Upload
 from invirtibuilder.superproject import Chain
 
@@ -24,7 +25,8 @@ class Change:
     """What becomes of one package in a pocket: one commit of the superproject.
 
     `job` is who the record and the commit name. Without a `commit` the package goes; else
-    `record` is all that is to be recorded but publication and time, and `upload` what APT gets.
+    `record` is all that is to be recorded but publication and time, and `upload` what APT gets;
+    without one, what APT has of it stays but for what another source takes (`losses`).
     """
 
     package: str
@@ -34,6 +36,39 @@ class Change:
     upload: Upload | None
     subject: str
     trailers: Mapping[str, str]
+
+    @property
+    def loses(self) -> bool:
+        """Whether it only loses binary packages to others."""
+        return self.upload is None and self.commit is not None
+
+
+def losses(context: Context, pocket: Pocket, coming: Sequence[Change]) -> Iterator[Change]:
+    """What becomes of the sources from which these take binary packages: records without them.
+
+    So what is recorded of a pocket is what APT has, each file once.
+    """
+    by = {name: c.package for c in coming if c.upload for name in c.upload.packages}
+    if not pocket.allow_takeover or not by:
+        return
+    lost: dict[str, dict[str, str]] = {}
+    for name, source in owners(context, pocket, by).items():
+        if source not in {change.package for change in coming}:
+            lost.setdefault(source, {})[name] = by[name]
+    for source, taken in sorted(lost.items()):
+        record = context.superproject.record(pocket.branch, source)
+        if record is None:
+            continue
+        to = ", ".join(sorted(set(taken.values())))
+        yield Change(
+            package=source,
+            job=coming[-1].job,
+            commit=str(record["commit"]),
+            record=uploads.record_without(record, taken),
+            upload=None,
+            subject=f"{source} in {pocket.name} loses {', '.join(sorted(taken))} to {to}",
+            trailers=uploads.trailers(record),
+        )
 
 
 def written(
@@ -52,7 +87,13 @@ def written(
     """
     refs = _refs(context, pocket, change, date) if change.commit else {}
     commit = _composed(context, change, chain, number, date)
-    return {"package": change.package, "job": change.job, "commit": commit, "refs": refs}
+    return {
+        "package": change.package,
+        "job": change.job,
+        "commit": commit,
+        "refs": refs,
+        "loses": change.loses,
+    }
 
 
 def _composed(context: Context, change: Change, chain: Chain, number: int, date: datetime) -> str:

@@ -118,8 +118,8 @@ def exchanged(
             record = records[package] or {}
             date = datetime.fromisoformat(str(record["published"]))
             changes = uploads.gathered(upload, Path(name, package), pocket.codename, date)
-            allowed = upload.packages if pocket.allow_takeover else ()
-            exchange.add(changes, package, upload.version, take_over=allowed)
+            # Records have each file once: what has moved comes to where it belongs.
+            exchange.add(changes, package, upload.version, take_over=upload.packages)
         exchange.prove()
 
 

@@ -42,7 +42,7 @@ def assess_rollback(
         for name in packages
         if name not in known
     ]
-    steps = [step for step in steps if step["from"] != step["to"]]
+    steps = [step for step in steps if not step.pop("same")]
     for step in steps:
         if step["to"]:
             record = context.superproject.record_at(commit, step["package"]) or {}
@@ -79,7 +79,10 @@ def _not_permitted(pocket: Pocket, principal: str) -> list[Reason]:
 def _steps(
     context: Context, pocket: Pocket, commit: str, packages: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Each package with the version that it has and the one that it had, None for none."""
+    """Each package with the version that it has and the one that it had, None for none.
+
+    And whether it is the same: a version may have lost binary packages to another source.
+    """
     superproject = context.superproject
     tip = superproject.tip(pocket.branch) or commit
     then, now = superproject.record_ids(commit), superproject.record_ids(tip)
@@ -90,7 +93,9 @@ def _steps(
             continue
         old = superproject.record_at(commit, name) or {}
         new = superproject.record_at(tip, name) or {}
-        steps.append({"package": name, "from": new.get("version"), "to": old.get("version")})
+        versions = {"from": new.get("version"), "to": old.get("version")}
+        same = [versions["from"], new.get("taken")] == [versions["to"], old.get("taken")]
+        steps.append({"package": name, **versions, "same": same})
     return steps
 
 
@@ -99,6 +104,8 @@ def _how(step: dict[str, Any]) -> str:
         return f"{step['from']} goes"
     if step["from"] is None:
         return f"{step['to']} comes back"
+    if step["from"] == step["to"]:
+        return f"{step['to']} has the same binary packages again"
     return f"{step['from']} becomes {step['to']}"
 
 
@@ -156,7 +163,7 @@ def roll_back(context: Context, job: Job) -> dict[str, Any]:
         found = [
             _change(context, job, pocket, commit, step["package"])
             for step in steps
-            if step["from"] != step["to"]
+            if not step["same"]
         ]
         if not found:
             message = f"{pocket.name} has come to be as it was at {commit[:12]} by itself"

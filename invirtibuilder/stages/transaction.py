@@ -148,16 +148,27 @@ def _publish(session: _Session) -> None:
         if ready.over:
             continue
         try:
-            ready.changes = ready.prepare()
+            ready.changes = _prepared(session, ready)
         except Exception as error:
             ready.error = error
             continue
         names = {change.package for change in ready.changes}
+        if session.pocket.allow_takeover:
+            names |= {f"{n} (binary)" for c in ready.changes if c.upload for n in c.upload.packages}
         # Two of one package: the later one sees what the earlier has made of it.
         if not names & taken:
             together.append(ready)
             taken |= names
     _all_that_can(session, together)
+
+
+def _prepared(session: _Session, ready: Ready) -> Sequence[Change]:
+    """What a job changes, after what that takes from other sources."""
+    coming = ready.prepare()
+    lost = list(changes.losses(session.context, session.pocket, coming))
+    for change in lost:
+        ready.job.remark(change.subject)
+    return [*lost, *coming]
 
 
 def _all_that_can(session: _Session, together: Sequence[Ready]) -> None:
@@ -282,12 +293,25 @@ def _blamed(ready: Ready) -> Iterator[None]:
 def _exchange(session: _Session, together: Sequence[Ready]) -> Exchange:
     """reprepro's part begins, on a saved database: what goes, or is replaced, is taken out."""
     session.archive.reprepro.begin()
-    coming = {
-        change.package: change.upload.packages if change.upload else ()
-        for ready in together
-        for change in ready.changes
-    }
-    return Exchange(session.archive.reprepro, coming, lock_fd=session.lock_fd)
+    every = [change for ready in together for change in ready.changes if not change.loses]
+    return Exchange(
+        session.archive.reprepro,
+        {change.package: change.upload.packages if change.upload else () for change in every},
+        upgraded={change.package for change in every if _only_upgrades(session, change)},
+        lock_fd=session.lock_fd,
+    )
+
+
+def _only_upgrades(session: _Session, change: Change) -> bool:
+    """Whether it is what happens most: a higher version of the same binary packages.
+
+    Where packages may move, between sources or components, reprepro has to be asked first.
+    """
+    pocket = session.pocket
+    if change.upload is None or pocket.allow_takeover or len(pocket.components) > 1:
+        return False
+    record = session.context.superproject.record(pocket.branch, change.package)
+    return record is not None and uploads.upgrades(change.upload, record)
 
 
 def _fill(
@@ -299,13 +323,15 @@ def _fill(
             folder = ready.job.directory / "upload"
             for one in filter(None, (change.upload for change in ready.changes)):
                 files.remove_tree(folder)
-                exchange.add(
-                    uploads.gathered(one, folder, session.pocket.codename, date),
-                    one.package,
-                    one.version,
-                    take_over=one.packages if session.pocket.allow_takeover else (),
-                )
-            files.remove_tree(folder)
+                try:
+                    exchange.add(
+                        uploads.gathered(one, folder, session.pocket.codename, date),
+                        one.package,
+                        one.version,
+                        take_over=one.packages if session.pocket.allow_takeover else (),
+                    )
+                finally:
+                    files.remove_tree(folder)
     exchange.prove()
     session.archive.reprepro.export(lock_fd=session.lock_fd)
     return exchange.expected
@@ -412,7 +438,7 @@ def _write_facts(context: Context, job: Job, intent: Mapping[str, Any]) -> None:
         change
         for each in intent["jobs"]
         for change in each["changes"]
-        if job.id in (each["job"], change["job"])
+        if job.id in (each["job"], change["job"]) and not change.get("loses")
     ]
     packages = []
     for change in mine:

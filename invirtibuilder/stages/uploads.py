@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from invirtibuilder import debchanges, files, model
+from invirtibuilder import debchanges, debsource, files, model
 from invirtibuilder.errors import PackageFault, Reason, Refused
 from invirtibuilder.jobs import Job
 from invirtibuilder.settings import Pocket
@@ -33,7 +33,7 @@ class Upload:
     sha256: Mapping[str, str]
     dsc: str
     binaries: tuple[str, ...]  # file names
-    packages: tuple[str, ...]  # the binary packages' names
+    packages: Mapping[str, str]  # the binary packages, with their versions
     urgency: str
     maintainer: str
     changes: tuple[str, ...]
@@ -43,6 +43,24 @@ class Upload:
         """The upstream tarballs and their signatures."""
         prefix = f"{self.package}_{model.upstream_version(self.version)}.orig"
         return [path for path in self.files if path.name.startswith(prefix)]
+
+
+def upgrades(upload: Upload, record: Mapping[str, Any]) -> bool:
+    """Whether reprepro replaces all that is recorded of a source when it includes this upload:
+    the same binary packages, for the same architectures, each in a higher version."""
+    old = [str(file["name"]) for file in published_files(record)]
+    before, now = record["binaries"], upload.packages
+    return (
+        _kinds(n for n in old if n.endswith("deb")) == _kinds(upload.binaries)
+        and before.keys() == now.keys()
+        and debsource.compare(upload.version, str(record["version"])) > 0
+        and all(debsource.compare(now[name], before[name]) > 0 for name in now)
+    )
+
+
+def _kinds(names: Iterable[str]) -> set[tuple[str, str]]:
+    """Package, and architecture with suffix, of each binary package's file."""
+    return {(name.partition("_")[0], name.rpartition("_")[2]) for name in names}
 
 
 def made_upload(job: Job) -> Upload:
@@ -57,7 +75,7 @@ def made_upload(job: Job) -> Upload:
         sha256={file["name"]: file["sha256"] for file in made},
         dsc=job.need("export")["dsc"],
         binaries=tuple(verified["binaries"]),
-        packages=tuple(control["Package"] for control in built["debs"].values()),
+        packages={control["Package"]: control["Version"] for control in built["debs"].values()},
         urgency=admitted["urgency"],
         maintainer=admitted["maintainer"],
         changes=tuple(admitted["changes"]),
@@ -119,6 +137,20 @@ def record_again(record: Mapping[str, Any], job: Job, pocket: Pocket, **why: str
     }
 
 
+def record_without(record: Mapping[str, Any], taken: Mapping[str, str]) -> dict[str, Any]:
+    """A record without binary packages that other sources (by name) have taken over."""
+    return {
+        **record,
+        "files": [
+            file
+            for file in record["files"]
+            if not (str(file["name"]).endswith("deb") and file["name"].partition("_")[0] in taken)
+        ],
+        "binaries": {n: version for n, version in record["binaries"].items() if n not in taken},
+        "taken": {**record.get("taken", {}), **taken},
+    }
+
+
 def _sorted(*lists: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted((file for files_ in lists for file in files_), key=lambda f: str(f["name"]))
 
@@ -158,7 +190,7 @@ def kept_upload(context: Context, pocket: Pocket, record: Mapping[str, Any]) -> 
         sha256=wanted,
         dsc=str(record["dsc"]),
         binaries=tuple(n for n in wanted if n.endswith("deb")),
-        packages=tuple(record["binaries"]),
+        packages=record["binaries"],
         urgency=str(told.get("urgency", "medium")),
         maintainer=str(told.get("maintainer", dsc.maintainer)),
         changes=tuple(told.get("changes", ())),
