@@ -123,7 +123,9 @@ def _queue(call: Call, args: Sequence[str]) -> int:
 def _of_job(call: Call, name: str) -> view.View:
     """A job that the caller may cancel or retry."""
     job = call.views.get(name)
-    if not job.asked_by(call.principal):
+    of_the_site = job.request["action"] in entries.OF_THE_SITE
+    allowed = of_the_site and call.table.administers(call.principal)
+    if not (allowed or job.asked_by(call.principal)):
         call.table.require(call.principal, job.pocket, "cancel")
     return job
 

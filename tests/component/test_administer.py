@@ -54,6 +54,20 @@ def test_what_administrators_may_nobody_else_may(door: Door) -> None:
         path.unlink()
 
 
+def test_an_administrators_act_is_also_anothers_to_cancel_and_retry(door: Door) -> None:
+    place = door.place
+    asked = Request.new("gc", ["--dry-run"], principal=ME, via="test")
+    Spool(place.site.queue).put(asked)
+    name = place.ended(asked.id).id
+    for verb in ("cancel", "retry"):
+        done = door.call("alice", verb, name)
+        assert b"[no-job]" in done.err, (verb, done)
+    done = door.call("bob", "cancel", name)
+    assert (done.code, b"is done already" in done.err) == (Exit.OK, True), done
+    again = place.ended(job_of(door.call("bob", "retry", name)))
+    assert (again.request.principal, again.status.state) == (BOB, State.DONE)
+
+
 @pytest.mark.parametrize(
     ("words", "scope"),
     [(["staging", WHY], "staging"), (["dev"], "dev"), ([], "*"), (["*", WHY], "*")],
