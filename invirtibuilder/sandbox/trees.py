@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from invirtibuilder.errors import RoomFault
 from invirtibuilder.sandbox import helper
-from invirtibuilder.sandbox.ids import Ids, finish
+from invirtibuilder.sandbox.ids import Entered, Ids, finish
 
 SECONDS = 1800.0
 """How long reading or copying one may take."""
@@ -28,20 +31,7 @@ def digest_of(root: Path, ids: Ids, log: int) -> str:
         *("--format=posix", "--pax-option=delete=atime,delete=ctime", "--one-file-system"),
         *("--xattrs", "--xattrs-include=security.capability", "--file=-", "."),
     ]
-    reader, writer = os.pipe()
-    with open(reader, "rb") as stream:  # noqa: PTH123
-        try:
-            entered = helper.start(
-                ids,
-                argv,
-                directories={"root": root},
-                files={},
-                output=writer,
-                errors=log,
-                env={},
-            )
-        finally:
-            os.close(writer)
+    with _started(ids, argv, {"root": root}, log) as (entered, stream):
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if finish(entered, seconds=SECONDS) != 0:
         raise RoomFault("a base cannot be read", code="base")
@@ -56,21 +46,7 @@ def copy_tree(source: Path, of: Ids, target: Path, ids: Ids, log: int) -> None:
     kept = ("--numeric-owner", "--xattrs", "--xattrs-include=*", f"--directory={helper.PLACE}/it")
     pack = ("/usr/bin/tar", "--create", "--format=posix", "--one-file-system", *kept, "--file=-")
     unpack = ("/usr/bin/tar", "--extract", "--same-owner", "--same-permissions", *kept, "--file=-")
-    reader, writer = os.pipe()
-    with open(reader, "rb") as stream:  # noqa: PTH123
-        try:
-            packing = helper.start(
-                of,
-                [*pack, "."],
-                directories={"it": source},
-                files={},
-                output=writer,
-                errors=log,
-                env={},
-            )
-        finally:
-            # Before the other one starts: it would wait for the end of its own descriptor.
-            os.close(writer)
+    with _started(of, [*pack, "."], {"it": source}, log) as (packing, stream):
         try:
             unpacking = helper.start(
                 ids,
@@ -90,3 +66,20 @@ def copy_tree(source: Path, of: Ids, target: Path, ids: Ids, log: int) -> None:
         packing.kill()
     if code or finish(packing, seconds=SECONDS):
         raise RoomFault(f"{source} cannot be copied; tar's output is in the log", code="base")
+
+
+@contextmanager
+def _started(
+    ids: Ids, argv: Sequence[str], directories: Mapping[str, Path], log: int
+) -> Iterator[tuple[Entered, io.BufferedReader]]:
+    """A program that owns these directories as `ids` map them, and what it writes."""
+    reader, writer = os.pipe()
+    with open(reader, "rb") as stream:  # noqa: PTH123
+        try:
+            process = helper.start(
+                ids, argv, directories=directories, files={}, output=writer, errors=log, env={}
+            )
+        finally:
+            # Before another one starts: it would wait for the end of its own descriptor.
+            os.close(writer)
+        yield process, stream

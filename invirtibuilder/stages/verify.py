@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from invirtibuilder import debchanges, files, model
 from invirtibuilder.errors import Fault, PackageFault, Reason
 from invirtibuilder.jobs import Job, bounded
 from invirtibuilder.settings import Pocket
+from invirtibuilder.stages import uploads
 from invirtibuilder.stages.context import Context
 from invirtibuilder.stages.dependencies import owners
 
@@ -43,7 +43,7 @@ def verify(context: Context, job: Job) -> dict[str, Any]:
     for file in built["files"]:
         if again and file["name"].endswith(".buildinfo") and not (folder / file["name"]).exists():
             continue  # not every kind of loss leaves it, and what it says was checked then
-        if _sha256(folder / file["name"]) != file["sha256"]:
+        if uploads.sha256(folder / file["name"]) != file["sha256"]:
             reasons.append(_reason("bad-hash", f"{file['name']} has changed on disk"))
     names = [f["name"] for f in built["files"]]
     for name in names:
@@ -65,11 +65,6 @@ def verify(context: Context, job: Job) -> dict[str, Any]:
 
 def _reason(code: str, message: str, hint: str = "") -> Reason:
     return Reason(code=code, message=message, hint=hint)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_binary(
