@@ -18,12 +18,12 @@ from invirtibuilder.stages.build import build
 from invirtibuilder.stages.context import Context, Stopping, Wait
 from invirtibuilder.stages.events import log_tail, payload
 from invirtibuilder.stages.export import export
+from invirtibuilder.stages.finish import COMMITTED
 from invirtibuilder.stages.notify import notify
 from invirtibuilder.stages.orders import stop_running
 from invirtibuilder.stages.promote import admit_promotion, give_up, promote, rebuild
 from invirtibuilder.stages.publish import publish
 from invirtibuilder.stages.rollback import admit_rollback, roll_back
-from invirtibuilder.stages.transaction import COMMITTED
 from invirtibuilder.stages.verify import verify
 from invirtibuilder.states import State
 

@@ -26,7 +26,7 @@ from invirtibuilder.pipeline import advance
 from invirtibuilder.schedule import Pending, Turn, in_order
 from invirtibuilder.settings import Site
 from invirtibuilder.stages.context import Context, Stopping, Wait
-from invirtibuilder.stages.transaction import COMMITTED
+from invirtibuilder.stages.finish import COMMITTED
 from invirtibuilder.states import State
 from invirtibuilder.watchdog import Watchdog
 

@@ -23,7 +23,8 @@ from typing import Any
 
 from invirtibuilder import config, files, model, sockets
 from invirtibuilder.apt import exported
-from invirtibuilder.apt.publications import COMMIT, MAX_AHEAD, release_text
+from invirtibuilder.apt.publications import MAX_AHEAD
+from invirtibuilder.apt.release import COMMIT, release_text
 from invirtibuilder.apt.signerclient import MAX_RELEASE, key_json
 from invirtibuilder.errors import Denied, Fault, MachineFault, Malformed, NotFound
 from invirtibuilder.journal import WARNING, About, Log

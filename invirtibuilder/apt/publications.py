@@ -24,6 +24,7 @@ from pathlib import Path
 from debian.deb822 import Release
 
 from invirtibuilder import files, model
+from invirtibuilder.apt.release import COMMIT, release_text
 from invirtibuilder.errors import MachineFault
 
 KEEP_SECONDS = 24 * 3600
@@ -34,9 +35,6 @@ KEEP_COUNT = 3
 
 MAX_AHEAD = 5.0
 """Seconds that a Date may be ahead of the clock: APT's Acquire::Max-FutureTime is 10."""
-
-COMMIT = "Superproject-Commit"
-"""The field of Release that says which commit the publication belongs to; APT passes it over."""
 
 RELEASE_LIMIT = 16 << 20
 COMPRESSED = (".gz", ".xz", ".bz2")
@@ -427,32 +425,3 @@ def _linked(source: Path, target: Path) -> bool:
         shutil.copyfile(source, target)
         return False
     return True
-
-
-def release_text(
-    fields: Mapping[str, str],
-    indices: Mapping[str, tuple[str, int]],
-    date: datetime,
-    valid_for: float | None,
-    commit: str,
-) -> bytes:
-    """What is signed: some of the fields, SHA-256 and size of each index by name, and the rest."""
-    names = ("Origin", "Label", "Suite", "Codename", "Architectures", "Components", "Description")
-    lines = [f"{name}: {fields[name]}" for name in names if name in fields]
-    lines.append(f"Date: {_rfc2822(date)}")
-    if valid_for is not None:
-        lines.append(f"Valid-Until: {_rfc2822(date + timedelta(seconds=valid_for))}")
-    if commit:
-        lines.append(f"{COMMIT}: {commit}")
-    lines += ["Acquire-By-Hash: yes", "SHA256:"]
-    lines += [f" {sha256} {size} {name}" for name, (sha256, size) in sorted(indices.items())]
-    return ("\n".join(lines) + "\n").encode()
-
-
-def _rfc2822(date: datetime) -> str:
-    """As APT wants it, in UTC and in no locale.
-
-    >>> _rfc2822(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
-    'Fri, 02 Jan 2026 03:04:05 UTC'
-    """
-    return email.utils.format_datetime(date.astimezone(UTC)).replace("+0000", "UTC")

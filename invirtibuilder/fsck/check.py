@@ -14,7 +14,8 @@ from invirtibuilder.fsck import content, indices, leftovers, repair, sources
 from invirtibuilder.fsck.findings import Finding, Memory
 from invirtibuilder.settings import Pocket
 from invirtibuilder.stages.context import Context
-from invirtibuilder.stages.transaction import INTENT, recover
+from invirtibuilder.stages.finish import INTENT
+from invirtibuilder.stages.transaction import recover
 
 TRIES = 3
 """How often a pocket is looked at in which something is published meanwhile."""

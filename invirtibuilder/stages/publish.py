@@ -8,7 +8,7 @@ from typing import Any
 from invirtibuilder.errors import Cancelled, Reason, Refused
 from invirtibuilder.jobs import Job
 from invirtibuilder.settings import Pocket
-from invirtibuilder.stages import transaction, uploads
+from invirtibuilder.stages import finish, transaction, uploads
 from invirtibuilder.stages.changes import Change
 from invirtibuilder.stages.context import Context, Wait
 
@@ -25,7 +25,7 @@ def publish(context: Context, job: Job) -> dict[str, Any]:
 
 def _with_the_whole(context: Context, job: Job) -> dict[str, Any]:
     """A part of another job is published by that one: say that it is ready, and wait."""
-    if found := job.fact(transaction.FACT):
+    if found := job.fact(finish.FACT):
         return found
     whole = context.jobs.get(job.part_of)
     if whole.status.final or whole.fact("verdict") is not None:

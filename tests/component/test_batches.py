@@ -13,7 +13,7 @@ from invirtibuilder.apt.reprepro import Reprepro
 from invirtibuilder.errors import MachineFault
 from invirtibuilder.jobs import Job
 from invirtibuilder.run import run
-from invirtibuilder.stages import transaction
+from invirtibuilder.stages import finish, transaction
 from invirtibuilder.stages.changes import Change
 from invirtibuilder.states import State
 from tests.support import packages
@@ -125,13 +125,13 @@ def test_all_of_a_batch_wait_when_it_cannot_be_finished(
 ) -> None:
     jobs = ready(line, *NAMES)
     with monkeypatch.context() as patch:
-        patch.setattr(transaction, "_finish", broken)
+        patch.setattr(finish, "_finish", broken)
         line.together(*jobs)
     assert [job.status.state for job in jobs] == [State.WAITING] * 3
     # The branch moved over all of them at once.
     assert len(commits(line)) == 3
     for job in jobs:
-        assert job.fact(transaction.COMMITTED)
+        assert job.fact(finish.COMMITTED)
     assert transaction.recover(line.context, line.site.pockets["staging"]) == ""
     for job in jobs:
         assert line.run(job).status.state == State.PUBLISHED
@@ -154,7 +154,7 @@ def test_a_batch_that_was_cut_off_before_its_commit_leaves_nothing(
         with pytest.raises(SystemExit):
             line.run(jobs[0])
     private = line.site.archive / "staging/private"
-    assert (private / transaction.INTENT).exists()
+    assert (private / finish.INTENT).exists()
     assert transaction.recover(line.context, line.site.pockets["staging"]) == ""
     assert index(line) == before
     assert line.context.superproject.tip("staging") is None

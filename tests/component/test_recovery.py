@@ -24,7 +24,7 @@ from invirtibuilder.sandbox import layers
 from invirtibuilder.sandbox.ids import Ids
 from invirtibuilder.sandbox.userns import upper_of
 from invirtibuilder.spool import Request
-from invirtibuilder.stages import again, orders, publish, transaction
+from invirtibuilder.stages import again, finish, orders, publish, transaction
 from invirtibuilder.stages.context import Stopping
 from invirtibuilder.states import State
 from tests.support.line import ME, Line, broken
@@ -86,12 +86,12 @@ def test_after_the_commit_point_a_job_waits_instead_of_failing(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line.package("hello")
-    finish = transaction._finish
-    monkeypatch.setattr(transaction, "_finish", broken)
+    real = finish._finish
+    monkeypatch.setattr(finish, "_finish", broken)
     job = line.run(line.job("staging", "hello"))
     assert line.context.superproject.pin("staging", "hello")
     assert job.status.state == State.WAITING
-    monkeypatch.setattr(transaction, "_finish", finish)
+    monkeypatch.setattr(finish, "_finish", real)
     assert line.run(job).status.state == State.PUBLISHED
     assert len(list(line.site.events.glob(f"{job.id}/*-published.json"))) == 1
     assert line.context.superproject.trailers(line.context.superproject.tip("staging") or "")
@@ -124,7 +124,7 @@ def recovered(line: Line, job: Job) -> None:
         "jobs": [{"job": job.id, "changes": [change]}],
     }
     pocket = line.site.pockets["staging"]
-    files.write_json(line.context.archive(pocket).reprepro.private / transaction.INTENT, intent)
+    files.write_json(line.context.archive(pocket).reprepro.private / finish.INTENT, intent)
     transaction.recover(line.context, pocket)
 
 

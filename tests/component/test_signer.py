@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from invirtibuilder import model, sockets
-from invirtibuilder.apt.publications import release_text
+from invirtibuilder.apt.release import release_text
 from invirtibuilder.apt.signer import verified
 from invirtibuilder.apt.signerclient import MAX_RELEASE
 from invirtibuilder.errors import Fault, MachineFault, Malformed, Unavailable

@@ -50,7 +50,7 @@ ABOVE = {
 STAGE_HELPERS = (
     *("stages.context", "stages.events", "stages.orders"),
     *("stages.assess", "stages.dependencies", "stages.uploads", "stages.changes"),
-    *("stages.transaction", "stages.history", "stages.again", "stages.database"),
+    *("stages.transaction", "stages.finish", "stages.history", "stages.again", "stages.database"),
 )
 # Each with its reason. An entry that is no longer needed fails.
 EXCEPTIONS = {

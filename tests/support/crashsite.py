@@ -36,6 +36,7 @@ from tests.support.place import ME, ROOT, Place, place, until
 SHORT = {
     "pipeline.RETRY": 0.1,
     "pipeline.LATER": 0.1,
+    "stages.finish.AGAIN": 0.1,
     "stages.transaction.AGAIN": 0.1,
     "stages.orders.WORKER_WAIT": 0.1,
     "stages.orders.POLL": 0.01,
