@@ -38,6 +38,8 @@ SIZE = 32 << 30
 """Bytes of a disk when there is no limit; only what is written takes space."""
 PREPARE_SECONDS = 1800.0
 TAIL = 65536
+CRASHES = frozenset(-n for n in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL))
+"""How a program ends that is at fault itself."""
 STARTED = b"started"
 STATUS = re.compile(rb"^status (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)\r?$", re.MULTILINE)
 OWN = "/disks/own"
@@ -75,8 +77,6 @@ while [ $# -gt 0 ]; do
 done
 """
 """A constant program: make the disks that are not there yet, from trusted content or empty."""
-
-STATUS = re.compile(rb"^status (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)\r?$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +138,9 @@ class Machine:
                 )
                 binds = (*plan.binds, Bind(source=control, target=CONTROL))
                 outcome = self._sandbox(binds).run(qemu, cancelled=cancelled)
+                if _crashed(outcome, status):
+                    # Under emulation it was seen to.
+                    outcome = self._sandbox(binds).run(qemu, cancelled=cancelled)
             outcome, written = _judged(outcome, status)
             if plan.devices.result and command.stdout is not None:
                 if written > plan.result_size:
@@ -277,11 +280,20 @@ class _Plan:
         return self.add(disk, writable=True)
 
 
-def _judged(outcome: Outcome, status: IO[bytes]) -> tuple[Outcome, int]:
-    """What the machine says of its command unless it was killed, and the length of its output."""
+def _crashed(outcome: Outcome, status: IO[bytes]) -> bool:
+    """Whether qemu died of itself, before anything of the guest's had begun."""
+    return not outcome.limit and outcome.code in CRASHES and STARTED not in _said(status)
+
+
+def _said(status: IO[bytes]) -> bytes:
     status.seek(0, os.SEEK_END)
     status.seek(max(0, status.tell() - TAIL))
-    said = status.read(TAIL)
+    return status.read(TAIL)
+
+
+def _judged(outcome: Outcome, status: IO[bytes]) -> tuple[Outcome, int]:
+    """What the machine says of its command unless it was killed, and the length of its output."""
+    said = _said(status)
     words = STATUS.findall(said)
     if outcome.limit:
         return replace(outcome, code=-signal.SIGKILL), 0

@@ -24,7 +24,7 @@ from invirtibuilder.sandbox import kvm
 from invirtibuilder.sandbox.contract import Bind, Limits
 from invirtibuilder.sandbox.ids import Ids
 from invirtibuilder.sandbox.userns import upper_of
-from invirtibuilder.sandbox.vm import FILE, Hardware
+from invirtibuilder.sandbox.vm import FILE, Hardware, Machine
 from tests.support.machines import MachineRoom
 
 LOOK = """
@@ -73,6 +73,28 @@ for path in ("/x", "/in/put/x", "/run/deep/er/file"):
 open("/dev/stderr", "a").write("again\\n")
 sys.exit(7)
 """
+
+
+CRASHING = """
+result=/disks/own/result
+if [ "$(head -c 1 $result)" = x ]; then printf 'started\\nstatus 3 0 0 0 0 0\\n' >&2; exit; fi
+[ "$0" = always ] || printf x 1<>$result
+kill -SEGV $$
+"""
+"""What stands for the emulator; it can write nothing but what is to be its guest's output."""
+
+
+@pytest.mark.parametrize("how", ["once", "always"])
+def test_an_emulator_that_crashes_is_started_again_once(
+    machine: MachineRoom, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    monkeypatch.setattr(Machine, "_argv", lambda *_: ("/bin/sh", "-euc", CRASHING, how))
+    with (tmp_path / "output").open("wb") as output:
+        if how == "once":
+            assert machine.run("true", stdout=output.fileno()).code == 3
+        else:
+            with pytest.raises(MachineFault, match="the machine does not start"):
+                machine.run("true", stdout=output.fileno())
 
 
 def test_what_is_in_reach_of_a_build(machine: MachineRoom, tmp_path: Path) -> None:
