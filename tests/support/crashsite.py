@@ -44,6 +44,7 @@ SHORT = {
     "gitcmd.STALE": 3,
     "daemon.ILL": 0.1,
     "runner.ILL": 0.1,
+    "sockets.LOOK": 0.02,
 }
 """Waits of the program that are made shorter; none of them is what these tests are about."""
 
@@ -368,7 +369,8 @@ def watching(made: Place) -> Iterator[Watchers]:
             apts.append(apt)
 
         def loop() -> None:
-            while not stop.is_set():
+            # What they leave of the machine is for those that are looked at.
+            while not stop.wait(0.1):
                 for apt in apts:
                     look(apt)
 
