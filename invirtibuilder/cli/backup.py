@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from invirtibuilder import backup
-from invirtibuilder.cli.command import Command, in_place_of_the_daemon, own_site, say, show
+from invirtibuilder.cli.command import Command, in_place_of_the_daemon, own_site, say, show, told
 from invirtibuilder.daemon import make_context
 from invirtibuilder.errors import Unavailable
 from invirtibuilder.stages.context import Wait
@@ -53,9 +53,13 @@ class Restore(Command):
         site = own_site(args)
         try:
             with in_place_of_the_daemon(site):
-                done = list(backup.restore(make_context(site), folder))
+                done = []
+                for line in backup.restore(make_context(site), folder):
+                    done.append(line)
+                    told(args, line)
         except Wait as wait:
             raise Unavailable(str(wait), hint="try again later", code="unsettled") from wait
-        show(args, {"done": done}, "\n".join(done))
+        if args.json:
+            show(args, {"done": done}, "")
         say("`invirtibuilder fsck --full` proves it; then start the daemon")
         return 0

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from invirtibuilder import hosting, retention
 from invirtibuilder.cli.arguments import add_gc
-from invirtibuilder.cli.command import Command, own_site, show
+from invirtibuilder.cli.command import Command, own_site, show, told
 from invirtibuilder.daemon import make_context
 
 
@@ -21,10 +21,12 @@ class Collect(Command):
     def run(self, args: argparse.Namespace) -> int:
         site = own_site(args)
         hosting.ensure_site(site)
-        found = list(retention.collect(make_context(site), dry_run=args.dry_run))
+        found = []
+        for waste in retention.collect(make_context(site), dry_run=args.dry_run):
+            found.append(waste)
+            told(args, waste.text)
         size = sum(waste.size for waste in found)
         verb = "would go" if args.dry_run else "gone"
-        lines = [*(waste.text for waste in found), f"{len(found)} {verb}, {size} bytes"]
         value = {"dry_run": args.dry_run, "size": size, "gone": [asdict(w) for w in found]}
-        show(args, value, "\n".join(lines))
+        show(args, value, f"{len(found)} {verb}, {size} bytes")
         return 0

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from invirtibuilder import config, files
 from invirtibuilder.accounts import become_owner
-from invirtibuilder.cli.subcommand import Command, say, show, table
+from invirtibuilder.cli.subcommand import Command, Progress, say, show, table, told
 from invirtibuilder.errors import MachineFault, NotFound
 from invirtibuilder.settings import Pocket, Site
 from invirtibuilder.spool import local_principal
 
 __all__ = [
     "Command",
+    "Progress",
     "config_file",
     "load_site",
     "me",
@@ -25,6 +26,7 @@ __all__ = [
     "show",
     "table",
     "the_pocket",
+    "told",
 ]
 
 DEFAULT_CONFIG = Path("/etc/invirtibuilder/invirtibuilder.yaml")

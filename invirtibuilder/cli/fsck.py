@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from invirtibuilder.cli.arguments import add_fsck
-from invirtibuilder.cli.command import Command, own_site, show, the_pocket
+from invirtibuilder.cli.command import Command, Progress, own_site, show, the_pocket
 from invirtibuilder.daemon import make_context
 from invirtibuilder.errors import Exit
 from invirtibuilder.fsck import check
@@ -23,6 +23,13 @@ class Fsck(Command):
         names = args.pocket or list(site.pockets)
         pockets = [the_pocket(site, name) for name in dict.fromkeys(names)]
         context = make_context(site)
-        report = check.check(context, pockets, level=args.level, full=args.full, mend=args.repair)
+        report = check.check(
+            context,
+            pockets,
+            level=args.level,
+            full=args.full,
+            mend=args.repair,
+            go_on=Progress("files read"),
+        )
         show(args, report.as_json(), "\n".join(report.lines))
         return Exit.DRIFT if report.drift else Exit.OK

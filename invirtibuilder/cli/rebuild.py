@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 
 from invirtibuilder import rebuild
-from invirtibuilder.cli.command import Command, in_place_of_the_daemon, own_site, show
+from invirtibuilder.cli.command import (
+    Command,
+    Progress,
+    in_place_of_the_daemon,
+    own_site,
+    show,
+    told,
+)
 from invirtibuilder.daemon import make_context
 from invirtibuilder.errors import Exit, Fault
 from invirtibuilder.fsck import check
@@ -23,13 +30,26 @@ class RebuildState(Command):
             try:
                 for line in rebuild.rebuild(context):
                     done.append(line)
+                    told(args, line)
             except Fault:
-                show(args, {"made": done, "drift": []}, "\n".join(done))
+                if args.json:
+                    show(args, {"made": done, "drift": []}, "")
                 raise
-            pockets = list(site.pockets.values())
-            report = check.check(context, pockets, level="b", full=True, mend=True)
-        made = [*done, *(f.message for f in report.findings if f.repaired)]
+            report = check.check(
+                context,
+                list(site.pockets.values()),
+                level="b",
+                full=True,
+                mend=True,
+                go_on=Progress("files checked"),
+            )
+        mended = [f.message for f in report.findings if f.repaired]
         drift = [f"drift: {f.message} [{f.kind}]" for f in report.findings if f.drift]
-        value = {"made": made, "drift": [f.as_json() for f in report.findings if f.drift]}
-        show(args, value, "\n".join([*made, *drift]) or "nothing was missing")
+        value = {
+            "made": [*done, *mended],
+            "drift": [f.as_json() for f in report.findings if f.drift],
+        }
+        lines = [*mended, *drift, *([] if done or mended or drift else ["nothing was missing"])]
+        if args.json or lines:
+            show(args, value, "\n".join(lines))
         return Exit.DRIFT if report.drift else Exit.OK

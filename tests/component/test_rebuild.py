@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,7 +23,7 @@ from tests.support import place as places
 from tests.support.aptclient import AptClient, file_uri
 from tests.support.cannedworker import CannedWorker
 from tests.support.packages import Repo
-from tests.support.place import Place
+from tests.support.place import ROOT, Place
 
 Made = tuple[Place, CannedWorker, Repo, dict[str, Job]]
 
@@ -183,6 +185,24 @@ def test_it_refuses_beside_a_daemon(made: Made) -> None:
         done = place.cli("rebuild-state")
     assert done.code == Exit.MACHINE
     assert b"stop it first" in done.err
+
+
+def test_a_person_sees_how_far_it_is(made: Made) -> None:
+    """Lines come as soon as they are true; at a terminal, now and then, also how much was read."""
+    place = made[0]
+    shutil.rmtree(place.site.archive / "staging/publications")
+    words = [sys.executable, "-m", "invirtibuilder", "--config", str(place.config), "rebuild-state"]
+    program = (
+        "import runpy, sys; from invirtibuilder.cli import subcommand; subcommand.PAUSE = 0;"
+        f"sys.argv = {words[2:]!r}; runpy.run_module('invirtibuilder', run_name='__main__')"
+    )
+    script = ["script", "--quiet", "--return", "--command", shlex.join([words[0], "-c", program])]
+    done = run([*script, "/dev/null"], cwd=ROOT, timeout=300)
+    lines = [line.strip() for line in done.text.splitlines()]
+    (made_again,) = (n for n, line in enumerate(lines) if "publication 2, an earlier one" in line)
+    first = next(n for n, line in enumerate(lines) if line == "files checked: 1 so far")
+    assert made_again < first
+    assert b"so far" not in place.cli("fsck", "--full").err
 
 
 def test_what_is_nowhere_is_said(made: Made) -> None:
