@@ -19,7 +19,7 @@ from invirtibuilder.daemon import Daemon
 from invirtibuilder.errors import Blame, MachineFault, Reason
 from invirtibuilder.jobs import Job
 from invirtibuilder.spool import Request, Spool
-from invirtibuilder.stages import orders, transaction
+from invirtibuilder.stages import finish, orders, transaction
 from invirtibuilder.states import State
 from tests.support.line import ME, Line, broken, states
 
@@ -177,7 +177,7 @@ def test_a_cancel_after_the_commit_point_comes_too_late(
 ) -> None:
     line.package("hello")
     with monkeypatch.context() as patch:
-        patch.setattr(transaction, "_finish", broken)
+        patch.setattr(finish, "_finish", broken)
         job = line.run(line.job("staging", "hello"))
         job.ask_cancel(ME)
     assert line.run(job).status.state == State.PUBLISHED

@@ -18,7 +18,7 @@ from invirtibuilder.gitrepo import JOBS
 from invirtibuilder.jobs import Job
 from invirtibuilder.retention import Waste
 from invirtibuilder.settings import Retention
-from invirtibuilder.stages import history, transaction, validity
+from invirtibuilder.stages import finish, history, validity
 from invirtibuilder.stages.uploads import kept_upload
 from invirtibuilder.states import State
 from tests.support import packages
@@ -245,7 +245,7 @@ def test_what_cannot_be_finished_keeps_everything(
     published(line, "1.0")
     line.package("alpha", "2.0")
     with monkeypatch.context() as patch:
-        patch.setattr(transaction, "_finish", broken)
+        patch.setattr(finish, "_finish", broken)
         job = line.run(line.job("staging", "alpha"))
         assert job.status.state == State.WAITING
         assert after(line, 400) == []

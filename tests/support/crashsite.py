@@ -289,8 +289,9 @@ def crash_site(
         repos = {name: _versions(folder / "git", name, versions) for name in names}
         for name in names:
             hosting.create_package(made.site, name, folder / "git" / name)
-        room = folder / "canned"
-        room.mkdir()
+        room, temporary = folder / "canned", folder / "tmp"
+        for each in (room, temporary):
+            each.mkdir()
         socket = made.directory / "run/worker.sock"
         stack.enter_context(worker_process(socket, room, share, seed, freeze))
         log: IO[bytes] = stack.enter_context(made.log.open("ab"))
@@ -298,7 +299,8 @@ def crash_site(
             subprocess.Popen(
                 [sys.executable, "-m", "tests.support.lives", str(made.config), str(wrappers)],
                 cwd=ROOT,
-                env=CLEAN,
+                # Whoever is killed removes nothing.
+                env={**CLEAN, "TMPDIR": str(temporary)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
