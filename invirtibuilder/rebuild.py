@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from invirtibuilder import files, hosting, model
-from invirtibuilder.errors import Fault, Refused
+from invirtibuilder.errors import Fault, PackageFault, Refused
 from invirtibuilder.fsck import content, indices
 from invirtibuilder.fsck.findings import Memory
 from invirtibuilder.jobs import Job, Status
@@ -56,8 +56,8 @@ def rebuild(context: Context) -> Generator[str]:
     for pocket in context.site.pockets.values():
         try:
             yield from _archive(context, pocket)
-            yield from _earlier(context, pocket)
             hosting.ensure_pocket(context, pocket)
+            yield from _earlier(context, pocket)
         except Fault as fault:
             yield f"{pocket.name}: cannot be made anew: {fault}"
             failed.append(fault)
@@ -298,8 +298,13 @@ def _made_again(
         records = {name: superproject.record_at(commit, name) for name in sorted(names)}
         try:
             database.exchanged(context, pocket, archive, records, lock_fd=lock_fd)
-        except Refused as refused:
-            yield f"{pocket.name}: publication {number} cannot be made again: {refused}"
+        except (Refused, PackageFault) as fault:
+            yield f"{pocket.name}: publication {number} cannot be made again: {fault}"
+            if isinstance(fault, PackageFault):
+                # What was begun goes.
+                archive.reprepro.restore()
+                archive.reprepro.begin()
+                here = tip
             continue
         here = commit
         archive.reprepro.export(lock_fd=lock_fd)

@@ -40,8 +40,9 @@ class Exchange:
     one that goes. Everything that is there of these sources is taken out at once, so that their
     versions may go backwards and no binary stays that a source has no more. Nothing of those in
     `upgraded`: each of their binary packages comes again, with a higher version, and reprepro
-    replaces it. Then `add` each that comes, and `prove` the whole. Raises MachineFault, also
-    without a transaction; then restore.
+    replaces it. With `take_over` what comes is taken out of other sources, too. Then `add` each
+    that comes, and `prove` the whole. Raises MachineFault, also without a transaction; then
+    restore.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Exchange:
         sources: Mapping[str, Collection[str]],
         *,
         upgraded: Collection[str] = (),
+        take_over: bool = False,
         lock_fd: int,
     ) -> None:
         if not archive.is_open():
@@ -62,12 +64,29 @@ class Exchange:
         others = {name: sources[name] for name in self._sources - set(upgraded)}
         binaries = {name for names in others.values() for name in names}
         there = self._listed(others, binaries) if others else []
-        # The source and version that each binary package is of, as it becomes with each step.
-        self._owners = {
-            e.package: (e.source, e.source_version) for e in there if e.architecture != "source"
-        }
         if gone := sorted({e.source for e in there if e.source in self._sources}):
             self._call("removesrcs", archive.codename, *gone)
+        have = [e for e in there if e.architecture != "source"]
+        # What a source of these gives up is nobody's: it may come back to another.
+        have = [e for e in have if e.source not in self._sources or e.package in sources[e.source]]
+        if take_over:
+            have = self._taken_out(have, binaries)
+        # The source and version that each binary package is of, as it becomes with each step.
+        self._owners = {e.package: (e.source, e.source_version) for e in have}
+
+    def _taken_out(self, have: Sequence[Entry], binaries: Collection[str]) -> list[Entry]:
+        """Take these binary packages out of other sources; the rest.
+
+        reprepro would replace those of a lower version only.
+        """
+        lost = [e for e in have if e.source not in self._sources and e.package in binaries]
+        pairs = sorted(
+            {(model.package_name(e.package), model.package_name(e.source)) for e in lost}
+        )
+        if pairs:
+            where = " | ".join(f"(Package (== {p}), $Source (== {s}))" for p, s in pairs)
+            self._call("removefilter", self._archive.codename, where)
+        return [e for e in have if e not in lost]
 
     def _listed(self, sources: Collection[str], binaries: Collection[str] = ()) -> list[Entry]:
         """What there is of these sources, and of these binary packages."""

@@ -162,7 +162,8 @@ def _stanzas(world: _World) -> Iterator[str]:
 def owners(context: Context, pocket: Pocket, names: Collection[str]) -> dict[str, str]:
     """Which sources of the pocket have binary packages of these names, as clients see it."""
     found: dict[str, str] = {}
-    for path in _indices(context, pocket):
+    # Those for the installer, too.
+    for path in (*_indices(context, pocket), *_indices(context, pocket, "*/debian-installer")):
         found |= sources_of(path, names)
     return found
 
@@ -174,13 +175,13 @@ def _binaries(context: Context, pocket: Pocket) -> list[BinaryPackage]:
     return list(found.values())
 
 
-def _indices(context: Context, pocket: Pocket) -> list[Path]:
+def _indices(context: Context, pocket: Pocket, folder: str = "*") -> list[Path]:
     publications = context.archive(pocket).publications
     current = publications.current()
     if current is None:
         return []
     dists = publications.path(current) / "dists" / pocket.codename
-    found = (dists.glob(f"*/binary-{name}/Packages") for name in pocket.architectures)
+    found = (dists.glob(f"{folder}/binary-{name}/Packages") for name in pocket.architectures)
     return sorted(path for paths in found for path in paths)
 
 

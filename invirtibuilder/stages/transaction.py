@@ -292,6 +292,7 @@ def _exchange(session: _Session, together: Sequence[Ready]) -> Exchange:
         session.archive.reprepro,
         {change.package: change.upload.packages if change.upload else () for change in every},
         upgraded={change.package for change in every if _only_upgrades(session, change)},
+        take_over=session.pocket.allow_takeover,
         lock_fd=session.lock_fd,
     )
 
@@ -302,7 +303,8 @@ def _only_upgrades(session: _Session, change: Change) -> bool:
     Where packages may move, between sources or components, reprepro has to be asked first.
     """
     pocket = session.pocket
-    if change.upload is None or pocket.allow_takeover or len(pocket.components) > 1:
+    moving = pocket.allow_takeover or len(session.archive.reprepro.components) > 1
+    if change.upload is None or moving:
         return False
     record = session.context.superproject.record(pocket.branch, change.package)
     return record is not None and uploads.upgrades(change.upload, record)

@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from invirtibuilder import rebuild
 from invirtibuilder.apt.publications import Publications
-from invirtibuilder.errors import Exit
+from invirtibuilder.errors import Exit, PackageFault
 from invirtibuilder.jobs import Job
 from invirtibuilder.run import run
+from invirtibuilder.stages import database
 from invirtibuilder.states import State
 from tests.support import packages
 from tests.support import place as places
@@ -159,6 +161,34 @@ def test_an_earlier_state_with_a_lost_file_is_given_up(made: Made) -> None:
     assert _publications(place).numbers() == [4]
     assert place.cli("fsck").code == Exit.OK
     assert place.cli("rebuild-state").text == "nothing was missing"
+
+
+def test_an_earlier_state_that_reprepro_refuses_is_given_up(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had begun is undone: the states before come as they were."""
+    place, _, _, _ = made
+    _everything(place.directory)
+    exchanged = database.exchanged
+
+    def refused(*args: Any, **options: Any) -> None:
+        exchanged(*args, **options)
+        # From the newest state, of publication 4, to that of 3.
+        if args[1].name == "staging" and set(args[3]) == {"greet"} and not seen:
+            seen.append(args)
+            raise PackageFault("reprepro refuses it")
+
+    seen: list[object] = []
+    monkeypatch.setattr(database, "exchanged", refused)
+    told = list(rebuild.rebuild(place.context))
+    assert "staging: publication 3 cannot be made again: reprepro refuses it" in told
+    assert "staging: publication 2, an earlier one" in told
+    assert _publications(place).numbers() == [2, 4]
+    packages_of = place.site.archive / "staging/publications/00000002/dists/staging/main"
+    text = (packages_of / "binary-amd64/Packages").read_text()
+    assert "Package: greet\nVersion: 1.0\n" in text.replace("Source: greet\n", "")
+    assert "Package: other\n" not in text
+    assert place.cli("fsck").code == Exit.OK
 
 
 def test_what_retention_does_not_keep_does_not_come_back(made: Made) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from invirtibuilder.apt.reprepro import Reprepro
+from invirtibuilder.jobs import Job
 from invirtibuilder.pipeline import advance
 from invirtibuilder.run import Done
 from invirtibuilder.spool import Request
-from invirtibuilder.stages import verify
+from invirtibuilder.stages import dependencies, verify
 from invirtibuilder.states import State
 from tests.support import packages
 from tests.support import place as places
@@ -150,19 +151,61 @@ def test_records_say_who_has_a_package_that_has_moved(taken: tuple[Place, Repo, 
     assert {"greet_1.0_all.deb", "greet-doc_1.0_all.deb"} < names
 
 
-def test_what_was_taken_comes_back(taken: tuple[Place, Repo, Repo]) -> None:
-    place, _, _ = taken
+def _rolled_back(place: Place, *packages_: str) -> Job:
+    """The pocket, or packages of it, as they were at first."""
     place.edit("      cancel:", f"      rollback: [{ME}]\n      cancel:")
     first = place.context.superproject.history(POCKET)[-1].id
-    request = Request.new("rollback", [POCKET, first], principal=ME, via="test")
+    request = Request.new("rollback", [POCKET, first, *packages_], principal=ME, via="test")
     job = place.context.jobs.create(request)
     advance(place.context, job)
     assert job.status.state == State.PUBLISHED, job.status
+    assert place.cli("fsck", "--full").text.startswith("clean: ")
+    return job
+
+
+@pytest.mark.parametrize("still", [True, False], ids=["allowed still", "no more"])
+def test_what_was_taken_comes_back(taken: tuple[Place, Repo, Repo], still: bool) -> None:
+    place, _, _ = taken
+    if not still:
+        place.edit(ALLOWED, f"  {POCKET}:\n")
+    job = _rolled_back(place)
     assert (
         "greet: 1.0 has the same binary packages again" in (job.directory / "journal").read_text()
     )
     assert _listed(place) == ["greet 1.0", "greet-doc 1.0"]
-    assert place.cli("fsck", "--full").text.startswith("clean: ")
+
+
+def test_what_was_taken_comes_back_alone(taken: tuple[Place, Repo, Repo]) -> None:
+    """In a lower version than it was taken in."""
+    place, _, _ = taken
+    _rolled_back(place, "greet")
+    assert _listed(place) == ["greet 1.0", "greet-doc 1.0", "other 1.0.1"]
+    record = place.context.superproject.record(POCKET, "other") or {}
+    assert record["binaries"] == {"other": "1.0.1"}
+
+
+def test_what_has_moved_on_comes_back(made: tuple[Place, Repo], tmp_path: Path) -> None:
+    """Where nothing may be taken over: one source gave it up, another has come with it."""
+    place, repo = made
+    _next(place, repo, "1.1", packages.control("greet", ["greet"]))
+    other = packages.native(tmp_path / "other", "other", "1.2", binaries=("greet-doc",))
+    place.package(other)
+    assert place.submitted(POCKET, other).status.state == State.PUBLISHED
+    assert _listed(place) == ["greet 1.1", "greet-doc 1.2"]
+    _rolled_back(place)
+    assert _listed(place) == ["greet 1.0", "greet-doc 1.0"]
+
+
+def test_packages_for_the_installer_have_owners_too(made: tuple[Place, Repo]) -> None:
+    place, _ = made
+    pocket = place.site.pockets[POCKET]
+    index = place.site.archive / POCKET / "dists" / POCKET
+    index /= "main/debian-installer/binary-amd64/Packages"
+    index.parent.mkdir(parents=True, exist_ok=True)
+    index.write_text("Package: greet-udeb\nSource: greet\nVersion: 1.0\n\n")
+    wanted = ["greet", "greet-udeb", "other"]
+    found = dependencies.owners(place.context, pocket, wanted)
+    assert found == {"greet": "greet", "greet-udeb": "greet"}
 
 
 def test_what_another_source_has_taken_is_not_taken_back(
