@@ -267,16 +267,11 @@ def _earlier(context: Context, pocket: Pocket) -> Iterator[str]:
 
 def _kept_states(context: Context, pocket: Pocket, state: content.State) -> dict[int, str]:
     """The commit of each publication before the newest that retention keeps, newest first."""
-    newest: dict[int, Commit] = {}
-    for commit in state.history:
-        number = commit.trailers.get("Publication", "")
-        if number.isdigit():
-            newest.setdefault(int(number), commit)
     old = context.clock() - timedelta(seconds=pocket.retention.seconds)
-    states = list(newest.items())
+    states = itertools.pairwise(indices.made(state).items())
     return {
         number: commit.id
-        for at, ((_, by), (number, commit)) in enumerate(itertools.pairwise(states))
+        for at, ((_, by), (number, commit)) in enumerate(states)
         if at < pocket.retention.publications or by.date >= old
     }
 

@@ -86,6 +86,7 @@ class Exchange:
         if pairs:
             where = " | ".join(f"(Package (== {p}), $Source (== {s}))" for p, s in pairs)
             self._call("removefilter", self._archive.codename, where)
+        self._taken = {package for package, _ in pairs}
         return [e for e in have if e not in lost]
 
     def _listed(self, sources: Collection[str], binaries: Collection[str] = ()) -> list[Entry]:
@@ -95,20 +96,17 @@ class Exchange:
         where = " | ".join(formula) if len(formula) < MANY else ""
         return self._archive.listing(lock_fd=self._lock_fd, where=where)
 
-    def add(
-        self, changes: Path, source: str, version: str, *, take_over: Collection[str] = ()
-    ) -> None:
+    def add(self, changes: Path, source: str, version: str) -> None:
         """Add the source and binaries of a .changes.
 
-        A binary package that another source has is refused unless its name is in `take_over`.
+        A binary package that another source has is refused.
         Raises PackageFault with reprepro's reason, Malformed, or MachineFault.
         """
         if source not in self._sources:
             raise Malformed(f"{source} was not to be exchanged")
         wanted = read_changes(changes, source, version)
         names = {n.split("_")[0] for n in wanted if n.endswith(PACKAGES)}
-        self._taken |= set(take_over)
-        self._refuse_clash(names - self._taken, source)
+        self._refuse_clash(names, source)
         done = self._call("include", self._archive.codename, str(changes))
         self._owners = {name: of for name, of in self._owners.items() if of[0] != source}
         self._owners |= dict.fromkeys(names, (source, version))

@@ -195,11 +195,12 @@ class Publications:
         with ThreadPoolExecutor(max_workers=1) as beside:
             # gpg takes its time.
             signing = beside.submit(self._write_signed, dist, text, date, sign)
-            _make_public(new)
+            for path in (new, *new.rglob("*")):
+                if not path.is_symlink():
+                    path.chmod(0o755 if path.is_dir() else 0o644)
             files.sync_all(path for name in indices if (path := dist / name).is_file())
             self._fill_store(dist, indices)
             signing.result()
-        _make_public(dist)
         files.sync_tree(new)
         self.drop(number)
         new.rename(self.path(number))
@@ -254,6 +255,7 @@ class Publications:
             ("Release.gpg", detached),
         ):
             (dist / name).write_bytes(data)
+            (dist / name).chmod(0o644)
             os.utime(dist / name, (date.timestamp(), date.timestamp()))
 
     def _fill_store(self, dist: Path, indices: Mapping[str, tuple[str, int]]) -> None:
@@ -352,13 +354,6 @@ class Publications:
         for file in self._store.iterdir():
             if file.name not in named:
                 file.unlink()
-
-
-def _make_public(folder: Path) -> None:
-    """Let everybody read it, whatever the modes of what it was copied from."""
-    for path in (folder, *folder.rglob("*")):
-        if not path.is_symlink():
-            path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _pack(dist: Path, names: Sequence[str]) -> dict[str, tuple[str, int]]:

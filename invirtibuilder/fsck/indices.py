@@ -17,6 +17,7 @@ from invirtibuilder.settings import Pocket
 from invirtibuilder.stages import database as stored
 from invirtibuilder.stages import uploads
 from invirtibuilder.stages.context import Context, kept_keys, public_key
+from invirtibuilder.superproject import Commit
 
 MAX_RELEASE = 16 << 20
 FINGERPRINT = 40
@@ -43,17 +44,24 @@ def missing(publications: Publications, state: State) -> list[int]:
     """
     oldest, there = publications.oldest, set(publications.numbers())
     shown = {_commit(publications, number) for number in there}
-    made: dict[int, str] = {}
+    return sorted(
+        number
+        for number, commit in made(state).items()
+        if there and number >= oldest and number not in there and commit.id not in shown
+    )
+
+
+def made(state: State) -> dict[int, Commit]:
+    """The publications that commits have made, the newest first.
+
+    Each with the newest of its commits, which is what its Release names.
+    """
+    found: dict[int, Commit] = {}
     for commit in state.history:
         number = commit.trailers.get("Publication", "")
         if number.isdigit():
-            # The newest of several, which is what the Release names.
-            made.setdefault(int(number), commit.id)
-    return sorted(
-        number
-        for number, commit_id in made.items()
-        if there and number >= oldest and number not in there and commit_id not in shown
-    )
+            found.setdefault(int(number), commit)
+    return found
 
 
 def _commit(publications: Publications, number: int) -> str:

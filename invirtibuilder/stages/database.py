@@ -112,14 +112,14 @@ def exchanged(
         if record is not None
     }
     sources = {package: record["binaries"] if record else () for package, record in records.items()}
-    exchange = Exchange(archive.reprepro, sources, lock_fd=lock_fd)
+    # Records have each file once: what has moved comes to where it belongs.
+    exchange = Exchange(archive.reprepro, sources, take_over=True, lock_fd=lock_fd)
     with tempfile.TemporaryDirectory(prefix=".rebuild.", dir=context.site.jobs) as name:
         for package, upload in coming.items():
             record = records[package] or {}
             date = datetime.fromisoformat(str(record["published"]))
             changes = uploads.gathered(upload, Path(name, package), pocket.codename, date)
-            # Records have each file once: what has moved comes to where it belongs.
-            exchange.add(changes, package, upload.version, take_over=upload.packages)
+            exchange.add(changes, package, upload.version)
         exchange.prove()
 
 

@@ -32,7 +32,7 @@ def assess_rollback(
             raise
         raise Refused([*reasons, *fault.reasons]) from fault
     steps = _steps(context, rules, commit, packages)
-    known = {step["package"] for step in steps}
+    known = {name for records in _records(context, rules, commit) for name in records}
     reasons += [
         Reason(
             code="not-in-pocket",
@@ -42,7 +42,6 @@ def assess_rollback(
         for name in packages
         if name not in known
     ]
-    steps = [step for step in steps if not step.pop("same")]
     for step in steps:
         if step["to"]:
             record = context.superproject.record_at(commit, step["package"]) or {}
@@ -79,24 +78,29 @@ def _not_permitted(pocket: Pocket, principal: str) -> list[Reason]:
 def _steps(
     context: Context, pocket: Pocket, commit: str, packages: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Each package with the version that it has and the one that it had, None for none.
-
-    And whether it is the same: a version may have lost binary packages to another source.
-    """
+    """Each package that differs, with the version that it has and the one that it had, None for
+    none. The version may be one: it may have lost binary packages to another source."""
     superproject = context.superproject
-    tip = superproject.tip(pocket.branch) or commit
-    then, now = superproject.record_ids(commit), superproject.record_ids(tip)
-    names = sorted({*then, *now}) if not packages else [n for n in packages if n in {*then, *now}]
+    then, now = _records(context, pocket, commit)
     steps = []
-    for name in dict.fromkeys(names):
-        if not packages and then.get(name) == now.get(name):
+    for name in dict.fromkeys(packages) or sorted({*then, *now}):
+        if then.get(name) == now.get(name):
             continue
         old = superproject.record_at(commit, name) or {}
-        new = superproject.record_at(tip, name) or {}
-        versions = {"from": new.get("version"), "to": old.get("version")}
-        same = [versions["from"], new.get("taken")] == [versions["to"], old.get("taken")]
-        steps.append({"package": name, **versions, "same": same})
+        new = superproject.record(pocket.branch, name) or {}
+        if any(old.get(key) != new.get(key) for key in ("version", "taken")):
+            versions = {"from": new.get("version"), "to": old.get("version")}
+            steps.append({"package": name, **versions})
     return steps
+
+
+def _records(
+    context: Context, pocket: Pocket, commit: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The ids of the records of a commit, and of those that the pocket has now."""
+    superproject = context.superproject
+    tip = superproject.tip(pocket.branch) or commit
+    return superproject.record_ids(commit), superproject.record_ids(tip)
 
 
 def _how(step: dict[str, Any]) -> str:
@@ -160,11 +164,7 @@ def roll_back(context: Context, job: Job) -> dict[str, Any]:
     def prepare() -> list[Change]:
         commit = str(job.need("admit")["commit"])
         steps = _steps(context, pocket, commit, job.request.args[2:])
-        found = [
-            _change(context, job, pocket, commit, step["package"])
-            for step in steps
-            if not step["same"]
-        ]
+        found = [_change(context, job, pocket, commit, step["package"]) for step in steps]
         if not found:
             message = f"{pocket.name} has come to be as it was at {commit[:12]} by itself"
             raise Refused([Reason(code="overtaken", message=message)])

@@ -324,7 +324,6 @@ def _fill(
                         uploads.gathered(one, folder, session.pocket.codename, date),
                         one.package,
                         one.version,
-                        take_over=one.packages if session.pocket.allow_takeover else (),
                     )
                 finally:
                     files.remove_tree(folder)

@@ -81,18 +81,13 @@ def test_a_plain_upgrade(made: tuple[Place, Repo], asked: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("binaries", "architecture"),
-    [
-        (("greet",), "all"),
-        (("greet", "greet-doc", "greet-more"), "all"),
-        (("greet", "greet-other"), "all"),
-    ],
+    "binaries", [("greet",), ("greet", "greet-doc", "greet-more"), ("greet", "greet-other")]
 )
 def test_other_binary_packages(
-    made: tuple[Place, Repo], asked: list[str], binaries: tuple[str, ...], architecture: str
+    made: tuple[Place, Repo], asked: list[str], binaries: tuple[str, ...]
 ) -> None:
     place, repo = made
-    control = packages.control("greet", binaries, architecture=architecture)
+    control = packages.control("greet", binaries)
     _next(place, repo, "1.1", control)
     assert asked == CAREFUL
     assert _listed(place) == [f"{name} 1.1" for name in binaries]

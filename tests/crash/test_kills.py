@@ -6,17 +6,12 @@ kills: INVIRTIBUILDER_TEST_SEED=SEED, INVIRTIBUILDER_TEST_KILLS=NUMBER.
 
 from __future__ import annotations
 
-import os
-import secrets
-
 import pytest
 
 from invirtibuilder import config
 from tests.support import crashsite
-from tests.support.crashsite import CrashSite, crash_site, watching
+from tests.support.crashsite import KILLS, SEED, CrashSite, crash_site, watching
 
-KILLS = int(os.environ.get("INVIRTIBUILDER_TEST_KILLS", "200"))
-SEED = os.environ.get("INVIRTIBUILDER_TEST_SEED") or secrets.token_hex(4)
 NAMES = ("alpha", "beta", "gamma")
 
 

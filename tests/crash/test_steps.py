@@ -1,13 +1,11 @@
 """The daemon is killed at each step of what it does, one after another, and the next one goes on.
 
 A step is a change of a file or the start of a process. Here some of them are tried, others in each
-run; all of them with INVIRTIBUILDER_TEST_KILLS=10000. The seed is printed when it fails.
+run; all of them with INVIRTIBUILDER_TEST_KILLS=6000. The seed is printed when it fails.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
 from collections.abc import Callable
 
@@ -15,10 +13,8 @@ import pytest
 
 from invirtibuilder import config
 from tests.support import crashsite
-from tests.support.crashsite import CrashSite, crash_site
+from tests.support.crashsite import KILLS, SEED, CrashSite, crash_site
 
-KILLS = int(os.environ.get("INVIRTIBUILDER_TEST_KILLS", "200"))
-SEED = os.environ.get("INVIRTIBUILDER_TEST_SEED") or secrets.token_hex(4)
 STRIDE = max(1, 6000 // KILLS)
 MOST = 3000
 """More steps than any of these lives has."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import secrets
 import select
 import shutil
 import signal
@@ -32,6 +33,10 @@ from tests.support import lives, packages
 from tests.support.aptclient import AptClient, file_uri, serving
 from tests.support.packages import Repo
 from tests.support.place import ME, ROOT, Place, place, until
+
+KILLS = int(os.environ.get("INVIRTIBUILDER_TEST_KILLS", "200"))
+SEED = os.environ.get("INVIRTIBUILDER_TEST_SEED") or secrets.token_hex(4)
+"""What somebody who looks for more, or for the same again, sets."""
 
 SHORT = {
     "pipeline.RETRY": 0.1,

@@ -143,7 +143,8 @@ def exchange(
     *uploads: Path,
     lock_fd: int,
     gone: Collection[str] = (),
-    take_over: Collection[str] = (),
+    upgraded: Collection[str] = (),
+    take_over: bool = False,
 ) -> Expected:
     """What the line does with these .changes in an open transaction, and with what is to go.
 
@@ -151,8 +152,14 @@ def exchange(
     """
     told = [Deb822(path.read_text()) for path in uploads]
     coming = {each["Source"]: each["Binary"].split() for each in told}
-    done = Exchange(archive, {**dict.fromkeys(gone, ()), **coming}, lock_fd=lock_fd)
+    done = Exchange(
+        archive,
+        {**dict.fromkeys(gone, ()), **coming},
+        upgraded=upgraded,
+        take_over=take_over,
+        lock_fd=lock_fd,
+    )
     for path, each in zip(uploads, told, strict=True):
-        done.add(path, each["Source"], each["Version"], take_over=take_over)
+        done.add(path, each["Source"], each["Version"])
     done.prove()
     return done.expected
